@@ -1,0 +1,1 @@
+"""External grading for Open edX over RabbitMQ, as Twisted services."""

@@ -1,0 +1,1 @@
+"""From an INI file to frozen values, with every problem reported at once."""

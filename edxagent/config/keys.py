@@ -1,0 +1,30 @@
+"""The schema of an INI section: its keys, how each value is read, its default and its help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+
+REQUIRED: Any = object()
+"""The default of a key that must be given."""
+
+
+@frozen
+class Key:
+    """One key of a section.
+
+    :ivar name: as written in the file.
+    :ivar parse: text → value; raises ``ValueError`` whose message says what is expected, such as
+        ``expected a time in seconds, such as 30 or 0.5``.
+    :ivar default: the value when the key is absent, or :data:`REQUIRED`.
+    :ivar help: one line for people.
+    :ivar secret: whether ``NAME_file`` is understood too, naming a file that holds the value.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any = REQUIRED
+    help: str = ""
+    secret: bool = False

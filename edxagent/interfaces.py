@@ -1,0 +1,95 @@
+"""The contracts between the rooms, whole: types, units, errors and what cancelling does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+from zope.interface import Attribute, Interface
+
+from edxagent.model import GraderRequest, GraderResponse, Message, Properties
+
+
+class IGrader(Interface):
+    """Something that turns a submission into a verdict.
+
+    A provider that is also an ``IService`` is started before the first submission and stopped after the last.
+    """
+
+    def grade(request: GraderRequest) -> Awaitable[GraderResponse]:
+        """Grade one submission. Many calls may be under way at once.
+
+        Write it as ``async def``, or return a Deferred; the caller passes the result to ``ensureDeferred``.
+
+        *Deadline.* The caller cancels when the configured time is over; a provider needs none of its own.
+
+        *Cancellation.* Cancelling must end the work (kill the process, drop the connection) and let go of
+        everything it held, whether or not the Deferred has fired by the time that ``cancel()`` returns.
+
+        :raises GraderUnavailable: it couldn't be asked; asking again later may help.
+        :raises GraderCrashed: it ended without an answer.
+        :raises BadReply: its answer is too large or no JSON text.
+        :raises Exception: anything else counts as ``GraderCrashed`` and is logged with its traceback.
+        """
+
+
+@frozen(kw_only=True)
+class GraderTools:
+    """What the composition root hands to a factory, so that no grader reaches for a global.
+
+    :ivar reactor: provides ``IReactorTime``, ``IReactorProcess``, ``IReactorTCP``, ``IReactorThreads``.
+    :ivar concurrency: the greatest number of submissions that will be graded at once.
+    """
+
+    reactor: Any
+    concurrency: int
+
+
+class IGraderFactory(Interface):
+    """A kind of grader that ``[grader] kind`` can name. Found through ``twisted.plugin`` or a dotted name."""
+
+    kind: str = Attribute("The word for ``kind =``, such as ``http``.")  # type: ignore[assignment]
+    keys: Sequence[Any] = Attribute(  # type: ignore[assignment]
+        "Sequence of :class:`edxagent.config.keys.Key`: the keys of ``[grader]`` that this kind understands, beside ``kind`` and ``timeout``."
+    )
+
+    def build(options: Mapping[str, Any], tools: GraderTools) -> IGrader:
+        """Make a grader. ``options`` has one parsed value for each of :attr:`keys`.
+
+        :raises ValueError: the values don't fit each other; the message names the key and the remedy.
+        """
+
+
+class IDelivery(Interface):
+    """A request that the broker handed to us and that is ours until we settle it, once."""
+
+    queue: str = Attribute("The name of the queue that it came from.")  # type: ignore[assignment]
+    body: bytes = Attribute("The message's body.")  # type: ignore[assignment]
+    properties: Properties = Attribute("The message's properties.")  # type: ignore[assignment]
+    redelivered: bool = Attribute("Whether the broker handed it out before.")  # type: ignore[assignment]
+
+    def ack() -> bool:
+        """Tell the broker that the request is done with.
+
+        :returns: False if the connection that it came from is gone: the broker will hand it out again.
+        :raises RuntimeError: it was settled before.
+        """
+
+    def requeue() -> bool:
+        """Give the request back to its queue; returns and raises as :meth:`ack` does."""
+
+
+class IPublisher(Interface):
+    """A way to hand the broker messages and know that it has them."""
+
+    def publish(message: Message) -> Awaitable[None]:
+        """Publish a persistent message as mandatory; done when the broker confirmed it.
+
+        Cancelling stops the waiting, not a message that is on its way.
+
+        :raises Unroutable: nothing is bound there.
+        :raises PublishFailed: the broker refused it, or didn't confirm in time.
+        :raises BrokerUnreachable: there is no connection, or it was lost before the confirm.
+        :raises MessageRefused: AMQP can't carry it; final.
+        """
