@@ -1,0 +1,64 @@
+"""Is this reply a verdict that the LMS can take?
+
+The LMS must never see an invalid one: ``CodeResponse.update_score`` (``capa/responsetypes.py``) wipes the learner's
+attempt for some replies and raises for others, whatever key they carry. The rules below are what it needs, and no more.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import msgspec
+
+from edxagent.errors import BadReply
+from edxagent.model import Verdict
+
+# What XML 1.0 §2.2 forbids in a document: the LMS parses ``msg`` as XML first.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_XML_DECLARATION = re.compile(r"\s*<\?xml", re.IGNORECASE)
+
+
+class _Reply(msgspec.Struct):
+    correct: bool
+    score: float
+    msg: str
+
+
+_reply = msgspec.json.Decoder(_Reply)
+
+
+def check_verdict(reply: bytes, *, max_size: int, max_score: float | None = None) -> Verdict:
+    """Read a grader's reply: ``{"correct": bool, "score": number, "msg": text}``, other keys ignored.
+
+    :param max_size: the greatest reply, in bytes, that is looked at.
+    :param max_score: the greatest score, in points, that is believed; ``None`` = any finite one.
+    :raises BadReply: it is no verdict; says what is wrong, without quoting it.
+    """
+    if len(reply) > max_size:
+        raise BadReply(f"the grader's reply has more than {max_size} bytes")
+    try:
+        parsed = _reply.decode(reply)
+    except msgspec.ValidationError as error:
+        raise BadReply(f"the grader's reply: {error}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise BadReply("the grader's reply isn't JSON") from None
+    if not math.isfinite(parsed.score) or parsed.score < 0:
+        raise BadReply("the grader's reply: score must be a finite number, 0 or more")
+    if max_score is not None and parsed.score > max_score:
+        raise BadReply(f"the grader's reply: score is greater than {max_score:g}")
+    check_message(parsed.msg)
+    return Verdict(correct=parsed.correct, score=parsed.score, msg=parsed.msg)
+
+
+def check_message(msg: str) -> None:
+    """Check the HTML for the learner.
+
+    :raises BadReply: the LMS couldn't parse it.
+    """
+    if not msg.strip():
+        raise BadReply("the grader's reply: msg is empty")
+    if _FORBIDDEN.search(msg):
+        raise BadReply("the grader's reply: msg holds a control character")
+    if _XML_DECLARATION.match(msg.lstrip("\ufeff")):
+        raise BadReply("the grader's reply: msg begins with an XML declaration")
