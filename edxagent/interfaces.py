@@ -80,6 +80,13 @@ class IDelivery(Interface):
         """Give the request back to its queue; returns and raises as :meth:`ack` does."""
 
 
+class IHeldDelivery(IDelivery):
+    """A delivery as an intake hands it to the agent: held for a slot first, graded later."""
+
+    def begin() -> None:
+        """A slot is ours and grading begins: the intake may take the next request from that queue."""
+
+
 class IPublisher(Interface):
     """A way to hand the broker messages and know that it has them."""
 

@@ -74,6 +74,15 @@ class FairSlots:
         """Give a token back."""
         self._semaphore.release()
 
+    def hand_over(self, queue: str) -> None:
+        """Give a token back so that ``queue`` gets it, out of turn, if it waits for one."""
+        lane = self._lanes[queue]
+        if lane.waiting:
+            self._claims.pop().cancel()
+            lane.waiting.popleft().callback(None)
+        else:
+            self.release()
+
     def _grant_claim(self, _: object) -> None:
         self._claims.popleft()
         self._grant()

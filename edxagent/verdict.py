@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import msgspec
 
 from edxagent.errors import BadReply
-from edxagent.model import Verdict
+from edxagent.model import Outcome, Verdict
 
 # What XML 1.0 §2.2 forbids in a document: the LMS parses ``msg`` as XML first.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -62,3 +63,25 @@ def check_message(msg: str) -> None:
         raise BadReply("the grader's reply: msg holds a control character")
     if _XML_DECLARATION.match(msg.lstrip("\ufeff")):
         raise BadReply("the grader's reply: msg begins with an XML declaration")
+
+
+_NOT_YOUR_FAULT = "This is not your fault. Please submit again; if it goes on, tell the course staff."
+
+FAILURE_MESSAGES: Mapping[Outcome, str] = {
+    Outcome.MALFORMED: f"<p>Your answer reached the grader in a form that it can't read. {_NOT_YOUR_FAULT}</p>",
+    Outcome.UNAVAILABLE: f"<p>The grader could not be reached. {_NOT_YOUR_FAULT}</p>",
+    Outcome.TIMED_OUT: "<p>Grading your answer took too long and was stopped. "
+    "If your answer is a program, check that it comes to an end, then submit again.</p>",
+    Outcome.CRASHED: f"<p>The grader failed while it looked at your answer. {_NOT_YOUR_FAULT}</p>",
+    Outcome.BAD_REPLY: f"<p>The grader gave an answer that makes no sense. {_NOT_YOUR_FAULT}</p>",
+    Outcome.QUARANTINED: f"<p>Your answer could not be graded. {_NOT_YOUR_FAULT}</p>",
+}
+"""What a learner is told, in HTML, of a submission that failed, where the operator gave no other words."""
+
+
+def failure_verdict(outcome: Outcome, messages: Mapping[str, str]) -> Verdict:
+    """The verdict for a submission that got none.
+
+    :param messages: outcome word → the operator's own words.
+    """
+    return Verdict(correct=False, score=0.0, msg=messages.get(str(outcome), FAILURE_MESSAGES[outcome]))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
 from edxagent.errors import MalformedRequest
 from edxagent.model import (
@@ -150,6 +150,7 @@ def encode_result(
     header: str,
     verdict: Verdict,
     outcome: Outcome,
+    agent: str,
     grader: str,
     queue: str,
     request: Properties,
@@ -164,6 +165,7 @@ def encode_result(
     body = {"xqueue_header": header, "xqueue_body": _encoder.encode(answer).decode()}
     headers: dict[str, Any] = {
         "x-outcome": str(outcome),
+        "x-agent": agent,
         "x-grader": grader,
         "x-queue": queue,
         "x-attempt": attempt_of(request),
@@ -197,6 +199,7 @@ def encode_dead_letter(
     submission: str,
     outcome: Outcome,
     reason: str,
+    agent: str,
     grader: str,
     told_learner: bool,
     time: float,
@@ -210,6 +213,7 @@ def encode_dead_letter(
         **kept,
         "x-outcome": str(outcome),
         "x-error": shorten(reason),
+        "x-agent": agent,
         "x-grader": grader,
         "x-queue": queue,
         "x-attempt": attempt_of(request),
@@ -226,6 +230,12 @@ def encode_dead_letter(
         headers=headers,
     )
     return Message(exchange=DEAD_EXCHANGE, routing_key=queue, body=body, properties=properties)
+
+
+def requeued_request(queue: str, body: bytes, request: Properties) -> Message:
+    """The same request as a new message straight into ``queue``: the broker counts its deliveries from 0 again."""
+    kept = {name: value for name, value in request.headers.items() if name != "x-delivery-count"}
+    return Message(exchange="", routing_key=queue, body=body, properties=evolve(request, headers=kept, delivery_mode=2))
 
 
 @frozen(kw_only=True)
