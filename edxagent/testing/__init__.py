@@ -1,0 +1,1 @@
+"""Helpers for tests of edxagent and of graders written for it; production imports nothing from here."""
