@@ -1,0 +1,300 @@
+"""One queue's side of the intake: when to ask the broker for one more request, and when to hold back.
+
+A lane takes requests through consumers that may hold one request each (``prefetch`` 1). A consumer whose request is
+settled may be sent the next one: it has *credit*. The rules:
+
+* A lane waits with one credit, or holds one request that waits for a slot; never both, while every slot is busy. So
+  what another agent could grade isn't hoarded here, and yet the next request is at hand when a slot comes free.
+* While slots are free a lane may have as many spare credits as there are free slots (all lanes together): a settled
+  request's consumer just stays. They are withdrawn as the slots fill.
+* With every slot busy, the next request to hold is fetched by ``basic.get``, which costs the broker less than a consumer
+  that is made and cancelled again; a consumer is made only where the queue is empty.
+* A request held too long goes back. The lane then *rests*: it takes its turn for a slot first, and asks for a request
+  only when it has one, so that no request travels to and fro.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from attrs import define
+from twisted.internet.defer import CancelledError, Deferred
+from zope.interface import implementer
+
+from edxagent.errors import BrokerError
+from edxagent.interfaces import IDelivery, IHeldDelivery
+from edxagent.limits import FairSlots
+from edxagent.model import Properties
+from edxagent.tasks import Tasks
+
+
+class QueuePort(Protocol):
+    """What a lane needs of a channel: one queue, one request a consumer."""
+
+    async def consume(self, receive: Callable[[IDelivery], None], ended: Callable[[BrokerError], None]) -> str:
+        """Begin to consume; returns the tag. ``ended`` is called once if the broker ends it."""
+        ...
+
+    async def cancel(self, tag: str) -> None:
+        """End a consumer."""
+        ...
+
+    async def get(self) -> IDelivery | None:
+        """The next request, if there is one."""
+        ...
+
+
+class Spares:
+    """The credits beyond one a lane, over all lanes: never more than there are free slots."""
+
+    def __init__(self, slots: FairSlots) -> None:
+        self._slots = slots
+        self._count = 0
+        self._rich: dict[Lane, None] = {}
+
+    @property
+    def allowed(self) -> bool:
+        """Whether one more fits."""
+        return self._count < self._slots.free
+
+    def changed(self, lane: Lane, before: int, after: int) -> None:
+        """``lane`` had ``before`` credits and has ``after`` now."""
+        self._count += max(after - 1, 0) - max(before - 1, 0)
+        if after > 1:
+            self._rich[lane] = None
+        else:
+            self._rich.pop(lane, None)
+
+    def withdraw(self) -> None:
+        """A slot was taken: cancel the spare credits that no slot is free for."""
+        while self._count > self._slots.free:
+            next(iter(self._rich)).drop_spare()
+
+
+@define(eq=False)
+class _Consumer:
+    tag: str | None = None
+    credit: bool = False
+    leaving: bool = False
+    opening: Deferred[None] | None = None
+
+
+class Lane:
+    """See the module.
+
+    :param receive: takes a held delivery through its life; fires when it has ended, cancels on request.
+    :param tasks: keeps track of what the lane launches.
+    :param hungry: is called when the lane wants one more request; answers with :meth:`feed` before long.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: str,
+        port: QueuePort,
+        slots: FairSlots,
+        spares: Spares,
+        receive: Callable[[IHeldDelivery], Deferred[None]],
+        tasks: Tasks,
+        hungry: Callable[[Lane], None],
+    ) -> None:
+        self.queue = queue
+        self._port = port
+        self._slots = slots
+        self._spares = spares
+        self._receive = receive
+        self._tasks = tasks
+        self._hungry = hungry
+        self._consumers: dict[_Consumer, None] = {}
+        self._credits = 0
+        self._held: dict[HeldDelivery, None] = {}
+        self._fetching = False
+        self._rest: Deferred[None] | None = None
+        self._closed = False
+        self._broken: Deferred[BrokerError] = Deferred()
+
+    def when_broken(self) -> Deferred[BrokerError]:
+        """Fires, once, when the broker ended a consumer or the channel: this lane is of no more use."""
+        return self._broken
+
+    def feed(self) -> None:
+        """Ask for one more request, if it is still wanted."""
+        if not self._wanting:
+            return
+        if self._slots.free:
+            self._launch_consumer()
+        else:
+            self._fetching = True
+            self._tasks.launch(self._fetch(), f"basic.get from {self.queue}")
+
+    def drop_spare(self) -> None:
+        """Cancel one consumer that has credit."""
+        self._leave(next(consumer for consumer in self._consumers if consumer.credit))
+
+    async def close(self) -> None:
+        """Take no more; what is held but not begun goes back; returns when the broker will send no more."""
+        self._closed = True
+        if self._rest is not None:
+            self._rest.cancel()
+        leaving = [self._leave(consumer) for consumer in list(self._consumers)]
+        self.give_back()
+        for left in leaving:
+            if left is not None:
+                await left
+
+    def give_back(self) -> None:
+        """Cancel what is held and not begun."""
+        for held in list(self._held):
+            held.cancel()
+
+    @property
+    def _wanting(self) -> bool:
+        return not (self._closed or self._credits or self._held or self._fetching or self._rest)
+
+    def _want(self) -> None:
+        if self._wanting:
+            self._hungry(self)
+
+    def _set_credit(self, consumer: _Consumer, credit: bool) -> None:
+        if consumer.credit is not credit:
+            consumer.credit = credit
+            before = self._credits
+            self._credits += 1 if credit else -1
+            self._spares.changed(self, before, self._credits)
+
+    def _launch_consumer(self) -> None:
+        consumer = _Consumer()
+        self._consumers[consumer] = None
+        self._set_credit(consumer, True)
+        consumer.opening = self._tasks.launch(self._consume(consumer), f"consuming {self.queue}")
+
+    async def _consume(self, consumer: _Consumer) -> None:
+        try:
+            consumer.tag = await self._port.consume(partial(self._arrived, consumer), partial(self._ended, consumer))
+        except BrokerError as error:
+            self._ended(consumer, error)
+            return
+        if consumer.leaving:
+            await self._cancel(consumer.tag)
+
+    async def _cancel(self, tag: str) -> None:
+        try:
+            await self._port.cancel(tag)
+        except BrokerError as error:
+            self._break(error)
+
+    async def _fetch(self) -> None:
+        try:
+            delivery = await self._port.get()
+        except BrokerError as error:
+            self._break(error)
+            return
+        finally:
+            self._fetching = False
+        if delivery is not None:
+            self._arrived(None, delivery)
+        elif self._wanting:
+            self._launch_consumer()
+
+    def _leave(self, consumer: _Consumer) -> Deferred[None] | None:
+        self._set_credit(consumer, False)
+        self._consumers.pop(consumer, None)
+        consumer.leaving = True
+        if consumer.tag is None:  # its consume-ok isn't here yet: _consume will cancel it
+            return consumer.opening
+        return self._tasks.launch(self._cancel(consumer.tag), f"cancelling a consumer of {self.queue}")
+
+    def _ended(self, consumer: _Consumer, reason: BrokerError) -> None:
+        self._set_credit(consumer, False)
+        self._consumers.pop(consumer, None)
+        self._break(reason)
+
+    def _break(self, reason: BrokerError) -> None:
+        if not self._broken.called:
+            self._broken.callback(reason)
+
+    def _arrived(self, consumer: _Consumer | None, delivery: IDelivery) -> None:
+        if consumer is not None:
+            self._set_credit(consumer, False)
+        crowded = bool(self._held) and not self._slots.free  # it crossed our cancel on the way
+        if self._closed or crowded:
+            if consumer is not None and not consumer.leaving:
+                self._leave(consumer)
+            delivery.requeue()
+            return
+        held = HeldDelivery(self, delivery, consumer)
+        self._held[held] = None
+        held.follow(self._receive(held))
+
+    def begun(self, held: HeldDelivery) -> None:
+        """A slot was taken for ``held``."""
+        self._held.pop(held, None)
+        self._spares.withdraw()
+        self._want()
+
+    def settling(self, held: HeldDelivery, consumer: _Consumer | None, returning: bool) -> None:
+        """``held`` is about to be acked or given back: decide what becomes of its consumer, before the broker sees it."""
+        waited = held in self._held
+        self._held.pop(held, None)
+        if consumer is not None and not consumer.leaving:
+            if not returning and not self._closed and (self._wanting or self._spares.allowed):
+                self._set_credit(consumer, True)
+            else:
+                self._leave(consumer)
+        if returning and waited and not self._closed and self._rest is None:
+            self._rest = self._slots.acquire(self.queue)
+            self._tasks.launch(self._take_turn(self._rest), f"waiting for a slot for {self.queue}")
+        self._want()
+
+    async def _take_turn(self, turn: Deferred[None]) -> None:
+        try:
+            await turn
+        except CancelledError:
+            return
+        finally:
+            self._rest = None
+        self._fetching = True
+        try:
+            await self._fetch()
+        finally:
+            self._slots.hand_over(self.queue)
+
+
+@implementer(IHeldDelivery)
+class HeldDelivery:
+    """A delivery that tells its lane when it begins and when it is settled."""
+
+    def __init__(self, lane: Lane, delivery: IDelivery, consumer: _Consumer | None) -> None:
+        self._lane = lane
+        self._delivery = delivery
+        self._consumer = consumer
+        self._life: Deferred[None] | None = None
+        self.queue: str = delivery.queue
+        self.body: bytes = delivery.body
+        self.properties: Properties = delivery.properties
+        self.redelivered: bool = delivery.redelivered
+
+    def follow(self, life: Deferred[None]) -> None:
+        """Remember what takes it through its life."""
+        self._life = life
+
+    def cancel(self) -> None:
+        """Make its life give it back."""
+        if self._life is not None:
+            self._life.cancel()
+
+    def begin(self) -> None:
+        """See :class:`edxagent.interfaces.IHeldDelivery`."""
+        self._lane.begun(self)
+
+    def ack(self) -> bool:
+        """See :class:`edxagent.interfaces.IDelivery`."""
+        self._lane.settling(self, self._consumer, returning=False)
+        return self._delivery.ack()
+
+    def requeue(self) -> bool:
+        """See :class:`edxagent.interfaces.IDelivery`."""
+        self._lane.settling(self, self._consumer, returning=True)
+        return self._delivery.requeue()

@@ -1,0 +1,180 @@
+"""The agent as one Twisted service: what it is made of, and in which order it starts and stops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import TimeoutError as TwistedTimeoutError
+from twisted.logger import Logger
+
+from edxagent.agent.intake import Intake
+from edxagent.agent.lane import QueuePort
+from edxagent.agent.life import SubmissionLife
+from edxagent.agent.results import ResultPublisher
+from edxagent.amqp.channel import Channel
+from edxagent.amqp.link import BrokerLink, Session
+from edxagent.amqp.publisher import ConfirmingPublisher
+from edxagent.amqp.topology import ensure_agent_topology, ensure_request_queue
+from edxagent.config.values import AgentConfig
+from edxagent.errors import BrokerError, BrokerRefused
+from edxagent.graders.registry import find_factory
+from edxagent.interfaces import GraderTools, IDelivery, IGrader, IHeldDelivery
+from edxagent.limits import DeadlineGrader, FairSlots
+from edxagent.tasks import Tasks
+
+LAST_CHANCE = 10.0
+"""Seconds that a cancelled submission may take to let go of what it holds, before the agent stops without it."""
+
+
+def make_agent_service(
+    config: AgentConfig,
+    reactor: Any,
+    *,
+    on_refused: Callable[[BrokerRefused], None] | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> AgentService:
+    """The agent, to be hung into any ``MultiService``.
+
+    :param on_refused: is called when the broker says no to something that only a person can mend; it is logged anyway.
+        The program that owns the process may stop then; an embedding one may carry on without grading.
+    :param wall_clock: seconds since the epoch, for what others read; deadlines run by the reactor's clock.
+    :raises ValueError: the grader's options don't fit each other.
+    """
+    tools = GraderTools(reactor=reactor, concurrency=config.concurrency)
+    grader = find_factory(config.grader.kind).build(config.grader.options, tools)
+    return AgentService(
+        config=config,
+        grader=grader,
+        reactor=reactor,
+        on_refused=on_refused or (lambda refused: None),
+        wall_clock=wall_clock,
+    )
+
+
+class AgentService(Service):
+    """Grades what waits in the queues, from ``startService`` until the Deferred of ``stopService`` has fired."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        config: AgentConfig,
+        grader: IGrader,
+        reactor: Any,
+        on_refused: Callable[[BrokerRefused], None],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.setName("edxagent")
+        self._config = config
+        self._grader = grader
+        self._clock = reactor
+        self._slots = FairSlots(config.concurrency, {queue.name: queue.weight for queue in config.queues})
+        self._lives = Tasks()
+        self._intake: Intake | None = None
+        self._draining: Deferred[None] | None = None
+        link = {"reactor": reactor, "config": config.broker, "name": config.name, "on_refused": on_refused}
+        self._publishing = BrokerLink(purpose="publish", prepare=_nothing, **link)
+        self._consuming = BrokerLink(purpose="consume", prepare=self._prepare, **link)
+        publisher = ConfirmingPublisher(self._publishing)
+        self._life = SubmissionLife(
+            config=config,
+            grader=DeadlineGrader(grader, config.grader.timeout, reactor),
+            slots=self._slots,
+            results=ResultPublisher(publisher, config.results.queue, reactor),
+            clock=reactor,
+            wall_clock=wall_clock,
+        )
+
+    def startService(self) -> None:
+        """Start the grader, if it is a service, then publishing, then taking requests."""
+        super().startService()
+        if IService.providedBy(self._grader):
+            self._grader.startService()
+        self._publishing.startService()
+        self._consuming.startService()
+
+    def stopService(self) -> Deferred[None]:
+        """Take no more, finish what is being graded, give the rest back, then close; fires when all that is done."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    def hurry(self) -> None:
+        """Cut a drain short: what is still being graded goes back to its queue now."""
+        if self._draining is not None:
+            self._draining.cancel()
+
+    async def _stop(self) -> None:
+        if self._intake is not None:
+            await self._intake.close()
+        if self._lives:
+            self._log.info("waiting for {count} submissions", count=len(self._lives))
+        if not await self._idle_within(self._config.drain_timeout):
+            self._log.warn("{count} submissions go back to their queues", count=len(self._lives))
+            self._lives.cancel()
+            await self._idle_within(LAST_CHANCE)
+        await self._consuming.stopService()
+        await self._publishing.stopService()
+        if IService.providedBy(self._grader):
+            await self._grader.stopService()
+
+    async def _idle_within(self, seconds: float) -> bool:
+        self._draining = self._lives.when_idle()
+        try:
+            await self._draining.addTimeout(seconds, self._clock)
+        except (CancelledError, TwistedTimeoutError):
+            return False
+        finally:
+            self._draining = None
+        return True
+
+    async def _prepare(self, session: Session) -> None:
+        """A consuming session is up: see to the queues, then take requests from it for as long as it lasts."""
+        await ensure_agent_topology(session, self._config)
+        if not self.running:
+            return
+        intake = Intake(
+            queues=tuple(queue.name for queue in self._config.queues),
+            open_port=lambda queue: self._open_port(session, queue),
+            slots=self._slots,
+            receive=self._receive,
+            clock=self._clock,
+        )
+        self._intake = intake
+        intake.open()
+        session.when_lost().addCallback(lambda _: intake.abandon())
+
+    async def _open_port(self, session: Session, queue: str) -> QueuePort:
+        await ensure_request_queue(session, self._config.broker, queue)
+        return ChannelPort(await session.open_channel(), queue)
+
+    def _receive(self, delivery: IHeldDelivery) -> Deferred[None]:
+        return self._lives.launch(self._life.handle(delivery), "a submission's life")
+
+
+class ChannelPort:
+    """A channel that serves one queue, as a lane wants it."""
+
+    def __init__(self, channel: Channel, queue: str) -> None:
+        self._channel = channel
+        self._queue = queue
+
+    async def consume(self, receive: Callable[[IDelivery], None], ended: Callable[[BrokerError], None]) -> str:
+        """See :class:`QueuePort`."""
+        return await self._channel.consume(self._queue, receive, ended, prefetch=1)
+
+    async def cancel(self, tag: str) -> None:
+        """See :class:`QueuePort`."""
+        await self._channel.cancel(tag)
+
+    async def get(self) -> IDelivery | None:
+        """See :class:`QueuePort`."""
+        return await self._channel.get(self._queue)
+
+
+async def _nothing(session: Session) -> None:
+    """Publishing needs no preparation."""
