@@ -124,6 +124,13 @@ def read_small_file(path: str, most: int) -> str:
         raise ValueError(f"isn't UTF-8 text (line {line}); save it as UTF-8") from None
 
 
+class _Written(NamedTuple):
+    """A value under construction: its first line, and the indented ones below it."""
+
+    parts: list[str]
+    line: int
+
+
 def parse_ini(text: str, problems: Problems) -> dict[str, dict[str, Entry]]:
     """Section name → key → entry. What can't be read is added to ``problems`` and left out."""
     found: dict[str, dict[str, _Written]] = {}
@@ -161,13 +168,6 @@ def parse_ini(text: str, problems: Problems) -> dict[str, dict[str, Entry]]:
         }
         for section, keys in found.items()
     }
-
-
-class _Written(NamedTuple):
-    """A value under construction: its first line, and the indented ones below it."""
-
-    parts: list[str]
-    line: int
 
 
 def expand(value: str, environment: Mapping[str, str]) -> Expanded:

@@ -17,10 +17,11 @@ class Key:
 
     :ivar name: as written in the file.
     :ivar parse: text → value; raises ``ValueError`` whose message says what is expected, such as
-        ``expected a time in seconds, such as 30 or 0.5``.
+        ``expected a time in seconds, such as 30 or 0.5``. No parser accepts a control character.
     :ivar default: the value when the key is absent, or :data:`REQUIRED`.
     :ivar help: one line for people.
-    :ivar secret: whether ``NAME_file`` is understood too, naming a file that holds the value.
+    :ivar secret: whether ``NAME_file`` is understood too, naming a file that holds the value. The value itself may then
+        come from ``${VARIABLE}``, but may not be written down in the file.
     """
 
     name: str
@@ -28,3 +29,12 @@ class Key:
     default: Any = REQUIRED
     help: str = ""
     secret: bool = False
+
+    @property
+    def expectation(self) -> str:
+        """What its parser says when it refuses a text: ``expected …``."""
+        try:
+            self.parse("\0")
+        except ValueError as error:
+            return str(error)
+        return "expected a value"

@@ -33,7 +33,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def has_control_characters(value: str) -> bool:
-    """Whether a text holds what could break a line of a log or a terminal (C0, DEL, C1, line separators, surrogates)."""
+    """Whether a text holds what could break a line of a log: C0, DEL, C1, line separators, lone surrogates."""
     return any(
         character < " "
         or "\x7f" <= character <= "\x9f"

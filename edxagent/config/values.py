@@ -49,6 +49,7 @@ class BrokerConfig:
     :ivar connect_timeout: for the whole way from the first packet to an opened connection.
     :ivar call_timeout: for every question that the broker must answer.
     :ivar confirm_timeout: for the confirm of a publish.
+    :ivar consumer_timeout: what RabbitMQ is configured with: it takes a delivery back that isn't acked by then.
     :ivar retry_initial: the pause before the first reconnection; doubles, with jitter, up to ``retry_max``.
     :ivar declare: whether what is missing on the broker is declared; otherwise it is an error.
     :ivar queue_type: of the queues that we declare: ``quorum`` or ``classic``.
@@ -59,6 +60,7 @@ class BrokerConfig:
     connect_timeout: float = 10.0
     call_timeout: float = 20.0
     confirm_timeout: float = 30.0
+    consumer_timeout: float = 1800.0
     retry_initial: float = 0.5
     retry_max: float = 30.0
     declare: bool = True
@@ -67,7 +69,7 @@ class BrokerConfig:
 
 @frozen(kw_only=True)
 class QueueConfig:
-    """A line of ``[queues]``: a queue's name, and its share (``weight``, 1–1000) when every slot is busy."""
+    """A line of ``[queues]``: a queue's name, and its share (``weight``, 1 to 1000) when every slot is busy."""
 
     name: str
     weight: int = 1
