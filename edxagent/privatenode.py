@@ -244,7 +244,7 @@ class PrivateNode:
         """Whether the broker answers a client's greeting."""
         endpoint = TCP4ClientEndpoint(self._reactor, self.host, self.port, timeout=PROBE_SECONDS)
         try:
-            probe = await connectProtocol(endpoint, _Probe())
+            probe: _Probe = await connectProtocol(endpoint, _Probe())
             return await probe.answer.addTimeout(PROBE_SECONDS, self._reactor) == _METHOD_FRAME
         except (ConnectError, DeferredTimeout):
             return False

@@ -42,7 +42,7 @@ class BrokerTestCase(TestCase):
     timeout = 180.0
     node: PrivateNode
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits for it
         """Wait for the node. Override ``async def set_up`` to prepare more."""
         return Deferred.fromCoroutine(self._prepare())
 

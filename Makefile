@@ -1,0 +1,39 @@
+# Everything from a fresh clone, each command with all the set-up that it needs:
+#
+#   make demo     watch submissions being graded through a RabbitMQ of its own (ARGS="--count 50 --keep")
+#   make test     lint, types and tests                                        (TESTS=tests.test_wire for a part)
+#   make lint     lint and types only
+#   make format   let ruff mend what it can
+#   make clean    remove all that these commands made in this folder
+
+TESTS = tests
+RABBITMQ = /usr/lib/rabbitmq/bin/rabbitmq-server
+
+.PHONY: help demo test lint format clean rabbitmq
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: .venv/ready rabbitmq
+	@.venv/bin/edxagent demo $(ARGS)
+
+test: .venv/ready rabbitmq
+	@.venv/bin/python .ci/check.py $(TESTS)
+
+lint: .venv/ready
+	@.venv/bin/python .ci/check.py
+
+format: .venv/ready
+	@.venv/bin/ruff check --fix-only --quiet
+	@.venv/bin/ruff format
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis _trial_temp* build dist *.egg-info twisted/plugins/dropin.cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/ready: pyproject.toml setup.py .ci/setup
+	@bash .ci/setup venv
+	@touch $@
+
+rabbitmq:
+	@test -x $(RABBITMQ) || bash .ci/setup rabbitmq

@@ -1,0 +1,1 @@
+"""The tests of edxagent. Run them with ``make test``."""
