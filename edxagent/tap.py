@@ -1,0 +1,137 @@
+"""The composition root of ``twistd edxagent``: the only room that reaches for the reactor, the clock and the signals."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
+from twisted.python import usage
+
+from edxagent.errors import BrokerRefused, ConfigError
+
+EXIT_CONFIG = 2
+EXIT_REFUSED = 3
+
+_log = Logger(namespace="edxagent.tap")
+
+
+class Options(usage.Options):
+    """What can be said on the command line; everything else is in the file."""
+
+    synopsis = "[--config FILE] [overrides]"
+    longdesc = (
+        "Grades the submissions that wait in RabbitMQ queues. TERM or INT stops it when what is being graded is done "
+        "([agent] drain_timeout); a second one stops it at once. "
+        f"Exit status: {EXIT_CONFIG} the configuration can't be used, {EXIT_REFUSED} the broker refused something that "
+        "a person must mend, 143 and 130 stopped by TERM and INT."
+    )
+    optParameters = [
+        ["config", "c", "etc/agent.ini", "The configuration file."],
+        ["name", None, None, "Overrides [agent] name."],
+        ["concurrency", None, None, "Overrides [agent] concurrency."],
+        ["broker", None, None, "Overrides [broker] urls; must hold no password."],
+        ["grader-url", None, None, "Overrides [grader] url."],
+        ["log-level", None, None, "Overrides [log] level: debug, info, warn, error."],
+        ["log-format", None, None, "Overrides [log] format: text or json."],
+    ]
+    overrides = {
+        "name": "agent.name",
+        "concurrency": "agent.concurrency",
+        "broker": "broker.urls",
+        "grader-url": "grader.url",
+        "log-level": "log.level",
+        "log-format": "log.format",
+    }
+
+    def parseArgs(self, *arguments: str) -> None:
+        """Everything is an option."""
+        if arguments:
+            raise usage.UsageError(f"unexpected argument {arguments[0]!r}; the configuration is named by --config FILE")
+
+    def config_overrides(self) -> dict[str, str]:
+        """The overrides that were given, by the name that the file has for them."""
+        return {key: self[option] for option, key in self.overrides.items() if self[option] is not None}
+
+
+def makeService(options: Options) -> IService:
+    """The agent, for ``twistd``."""
+    from twisted.internet import reactor
+
+    from edxagent.agent import make_agent_service
+    from edxagent.config.agent import read_agent_config
+    from edxagent.graders.registry import find_factory
+    from edxagent.ops.logs import use_log_config
+
+    # The reactor's own clock is the wall clock: when that jumps, every deadline and heartbeat would fire at once.
+    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    status = ExitStatus(reactor)
+    try:
+        config = read_agent_config(
+            options["config"],
+            environment=os.environ,
+            find_factory=find_factory,
+            overrides=options.config_overrides(),
+        )
+        agent = make_agent_service(config, reactor, on_refused=lambda refused: status.stop(EXIT_REFUSED))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_CONFIG) from None
+    except ValueError as error:
+        print(f"{options['config']} [grader]: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_CONFIG) from None
+    use_log_config(config.log)
+    reactor.callWhenRunning(_handle_signals, reactor, agent.hurry)  # type: ignore[attr-defined]
+    return agent
+
+
+class ExitStatus:
+    """Stops the process with an exit status, which ``reactor.stop()`` can't say and ``twistd`` has no word for."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def stop(self, status: int) -> None:
+        """Stop the reactor in order; the process then ends with ``status``, unless it was stopping already."""
+        self._reactor.callLater(0, self._stop, status)
+
+    def _stop(self, status: int) -> None:
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            return
+        # Registered last, it runs first, when twistd has cleaned up.
+        atexit.register(_leave, status)
+
+
+def _leave(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _handle_signals(reactor: Any, hurry: Any) -> None:
+    """Around Twisted's handlers, which complain about a second TERM and know no HUP."""
+    def stop(number: int, frame: Any) -> None:
+        stopping.append(number)
+        if len(stopping) == 1:
+            twisted_handlers[number](number, frame)
+        else:
+            reactor.callFromThread(hurry)
+
+    def hang_up(number: int, frame: Any) -> None:
+        reactor.callFromThread(
+            _log.warn, "HUP is ignored: to have a changed configuration read, stop the agent and start it again"
+        )
+
+    stopping: list[int] = []
+    twisted_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in twisted_handlers:
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, hang_up)
