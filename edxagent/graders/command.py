@@ -1,0 +1,225 @@
+"""Kind ``command``: a program graded by starting it, once a submission.
+
+*What it gets.* One line of JSON on standard input, an object of texts (``attempt`` is a number): ``submission``,
+``queue``, ``attempt``, ``xqueue_body`` and ``xqueue_files`` verbatim, and ``student_response``, ``grader_payload`` and
+``student_info``, which are the three parts of ``xqueue_body``.
+
+*What it answers.* The verdict, ``{"correct": true, "score": 1, "msg": "<p>Well done.</p>"}``, on **descriptor 3**, and
+exit status 0. Standard output can't be a verdict: that is where students' programs write. A grader should start those
+without descriptor 3, as Python's ``subprocess`` does unless told otherwise.
+
+*Where it runs.* In a session and process group of its own, in a fresh folder that is removed afterwards (also its
+``HOME`` and ``TMPDIR``), with no environment but ``PATH``, ``LANG`` and what ``environment =`` lets through.
+
+*How it ends.* It is told TERM, and ``kill_after`` later KILL, when the submission's time is over. What is left of its
+group when it exits is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from edxagent.config import parsers
+from edxagent.config.keys import REQUIRED, Key
+from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
+from edxagent.graders.process import CHILD_FDS, STDERR, STDOUT, Child, Leash
+from edxagent.graders.words import brief
+from edxagent.graders.workspace import Workspace, default_base, remove_tree
+from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
+from edxagent.model import GraderRequest, GraderResponse
+from edxagent.tasks import Tasks
+
+DEFAULT_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+# Asking spawnProcess for a folder would make it fork, which is slow, and hide a failed exec behind an exit status of 1.
+# So a shell enters the folder and becomes the program. What the shell itself complains about starts with its name, $0,
+# which is a secret that the program never learns: so no program can be mistaken for one that didn't start.
+LAUNCH = 'cd -- "$1" && shift && exec "$@"'
+
+
+@frozen(kw_only=True)
+class CommandLine:
+    """What is run.
+
+    :ivar words: the program, as an absolute path where it could be found, and its arguments.
+    :ivar setsid: the path of util-linux's ``setsid``.
+    """
+
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+    setsid: str
+
+
+def submission_line(request: GraderRequest) -> bytes:
+    """What the program reads."""
+    document = {
+        "submission": request.submission,
+        "queue": request.queue,
+        "attempt": request.attempt,
+        "xqueue_body": request.body,
+        "xqueue_files": request.files,
+        "student_response": request.student_response,
+        "grader_payload": request.grader_payload,
+        "student_info": request.student_info,
+    }
+    return json.dumps(document).encode() + b"\n"
+
+
+def failure_of(child: Child, launcher: str, program: str) -> GraderError | None:
+    """Why a child that is gone gave no verdict, or ``None`` if it gave one.
+
+    :param launcher: the shell's secret name.
+    """
+    complaint = bytes(child.tails[STDERR])
+    said = f": {brief(complaint)}" if complaint else ""
+    if child.exit_status and complaint.startswith(launcher.encode() + b":"):
+        words = brief(complaint).partition(": ")[2]
+        return GraderUnavailable(f"{program} could not be started ({words}); mend [grader] command")
+    if child.overflow:
+        return BadReply("the command wrote more than max_reply on descriptor 3")
+    if child.exit_signal is not None:
+        return GraderCrashed(f"the command was ended by {signal.Signals(child.exit_signal).name}{said}")
+    if child.exit_status != 0:
+        return GraderCrashed(f"the command ended with exit status {child.exit_status}{said}")
+    if not child.reply:
+        return BadReply("the command wrote no verdict on descriptor 3, though its exit status was 0")
+    return None
+
+
+@implementer(IGrader)
+class CommandGrader(Service):
+    """Starts a program for each submission."""
+
+    _log = Logger()
+
+    def __init__(self, command: CommandLine, workspace: Workspace, leash: Leash, reactor: Any) -> None:
+        self._command = command
+        self._workspace = workspace
+        self._leash = leash
+        self._reactor = reactor
+        self._removals = Tasks()
+
+    def startService(self) -> None:
+        """Clear away what agents left behind that were killed."""
+        super().startService()
+        self._removals.launch(self._remove_leftovers(), "clearing away old working folders")
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when the last working folder is gone."""
+        super().stopService()
+        return self._removals.when_idle().addCallback(lambda _: self._workspace.close())
+
+    async def grade(self, request: GraderRequest) -> GraderResponse:
+        """See :meth:`edxagent.interfaces.IGrader.grade`. Cancelled, it ends when the process is gone."""
+        try:
+            folder = self._workspace.make()
+        except OSError as error:
+            raise GraderUnavailable(f"no working folder: {error}; mend [grader] work_dir") from error
+        launcher = f"launcher-{secrets.token_hex(8)}"
+        child = Child(self._reactor, submission_line(request), self._leash)
+        try:
+            self._spawn(child, launcher, folder)
+            try:
+                await child.when_gone()
+            except CancelledError:
+                child.stop()
+                await child.when_gone()
+                raise
+        finally:
+            self._discard(folder)
+        if child.tails[STDERR] or child.tails[STDOUT]:
+            self._log.debug(
+                "submission {submission}: the command wrote {output} and {complaint}",
+                submission=request.submission,
+                output=brief(child.tails[STDOUT][-200:]),
+                complaint=brief(child.tails[STDERR][-2000:], 2000),
+            )
+        failure = failure_of(child, launcher, self._command.words[0])
+        if failure is not None:
+            raise failure
+        return GraderResponse(reply=bytes(child.reply))
+
+    def _spawn(self, child: Child, launcher: str, folder: str) -> None:
+        arguments = (self._command.setsid, "/bin/sh", "-c", LAUNCH, launcher, folder, *self._command.words)
+        environment = {**self._command.environment, "HOME": folder, "TMPDIR": folder}
+        try:
+            self._reactor.spawnProcess(child, arguments[0], arguments, environment, childFDs=CHILD_FDS)
+        except OSError as error:
+            raise GraderUnavailable(f"no process could be started: {error.strerror or error}") from error
+
+    def _discard(self, folder: str) -> None:
+        try:
+            os.rmdir(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self._removals.launch(self._remove(folder), "removing a working folder")
+
+    async def _remove(self, folder: str) -> None:
+        """Remove a folder that isn't empty, in a thread: it may hold a million files."""
+        try:
+            await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), remove_tree, folder)
+        except OSError as error:
+            self._log.warn("{folder} could not be removed now: {reason}", folder=folder, reason=str(error))
+
+    async def _remove_leftovers(self) -> None:
+        try:
+            self._workspace.open()
+        except OSError as error:
+            self._log.error("no working folders can be made: {reason}; mend [grader] work_dir", reason=str(error))
+            return
+        for folder in self._workspace.leftovers():
+            await self._remove(folder)
+
+
+@implementer(IGraderFactory)
+class CommandFactory:
+    """Kind ``command``."""
+
+    kind = "command"
+    keys = (
+        Key("command", parsers.command_line, REQUIRED, "the program and its arguments; file names written in full"),
+        Key("environment", parsers.name_list, ("PATH", "LANG"), "the agent's environment variables that it may see"),
+        Key("work_dir", parsers.path, "", "where working folders are made; private to the agent's user"),
+        Key("kill_after", parsers.seconds, 2.0, "seconds from TERM to KILL when its time is over"),
+        Key("max_reply", parsers.size, 1024 * 1024, "the longest verdict, in bytes"),
+        Key("max_output", parsers.size, 64 * 1024, "how much of the end of its output is kept for the log, in bytes"),
+    )
+
+    def build(self, options: Mapping[str, Any], tools: GraderTools) -> CommandGrader:
+        """See :meth:`edxagent.interfaces.IGraderFactory.build`."""
+        setsid = shutil.which("setsid")
+        if setsid is None:
+            raise ValueError("command: the program setsid is missing; install util-linux")
+        allowed = {name: os.environ[name] for name in options["environment"] if name in os.environ}
+        environment = {**DEFAULT_ENVIRONMENT, **allowed}
+        program, *arguments = options["command"]
+        if os.sep in program:
+            program = os.path.abspath(program)
+        else:
+            program = shutil.which(program, path=environment["PATH"]) or program
+        return CommandGrader(
+            command=CommandLine(words=(program, *arguments), environment=environment, setsid=setsid),
+            workspace=Workspace(options["work_dir"] or default_base()),
+            leash=Leash(
+                max_reply=options["max_reply"], max_output=options["max_output"], kill_after=options["kill_after"]
+            ),
+            reactor=tools.reactor,
+        )
+
+
+factory = CommandFactory()

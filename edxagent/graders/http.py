@@ -1,0 +1,187 @@
+"""Kind ``http``: a web server graded by asking it, in XQueue's push protocol.
+
+The request is a POST of ``{"xqueue_body": "…", "xqueue_files": "…"}``, both verbatim, as XQueue sends it
+(``consumer.py:Worker._deliver_submission``): without a ``Content-Type`` unless ``content_type =`` gives one. The reply
+is a 200 with the verdict, ``{"correct": true, "score": 1, "msg": "<p>Well done.</p>"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionClosed, DNSLookupError
+from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
+from twisted.web.client import (
+    BrowserLikePolicyForHTTPS,
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+    ResponseFailed,
+)
+from zope.interface import implementer
+
+from edxagent.config import parsers
+from edxagent.config.keys import REQUIRED, Key
+from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
+from edxagent.graders.exchange import Answer, Exchanges, Server, TooLong
+from edxagent.graders.words import brief
+from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
+from edxagent.model import GraderRequest, GraderResponse
+
+LONGEST_RETRY_AFTER = 3600.0
+"""Seconds; a server that asks for more is asked again then all the same."""
+
+DISLIKES_THE_SUBMISSION = frozenset({400, 413, 422})
+"""The statuses that speak of the request's content, and so of this one submission."""
+
+_NETWORK = (ConnectError, ConnectionClosed, ConnectionAborted, DNSLookupError, SSL.Error, VerificationError)
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+def request_body(request: GraderRequest) -> bytes:
+    """What the server reads (XQueue ``consumer.py``, edx/xserver ``protocol.rst``)."""
+    return json.dumps({"xqueue_body": request.body, "xqueue_files": request.files}).encode()
+
+
+def retry_after_seconds(value: str | None, now: float) -> float | None:
+    """Read a ``Retry-After`` (RFC 9110 §10.2.3): seconds, at most an hour; ``None`` if it can't be read.
+
+    :param now: seconds since the epoch.
+    """
+    if value is None or len(value) > 100:
+        return None
+    if value.strip().isdecimal():
+        return min(float(value), LONGEST_RETRY_AFTER)
+    try:
+        date = parsedate_to_datetime(value)
+        wait = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
+    except (ValueError, OverflowError):
+        return None
+    return min(max(wait, 0.0), LONGEST_RETRY_AFTER)
+
+
+def failure_of(status: int, retry_after: float | None, where: str) -> GraderError | None:
+    """What a status means; ``None`` for 200, whose body is the reply.
+
+    ========================== ===================== ===========================================================
+    200                        ``None``              the reply is looked at
+    other 2xx                  ``BadReply``          it took the submission, and gave no verdict
+    400, 413, 422              ``GraderCrashed``     it can't take *this* submission
+    429, 5xx                   ``GraderUnavailable`` it can't take any now; ``Retry-After`` is obeyed
+    3xx and any other          ``GraderUnavailable`` we ask in the wrong place or way: never a learner's fault
+    ========================== ===================== ===========================================================
+    """
+    if status == 200:
+        return None
+    if 200 <= status < 300:
+        return BadReply(f"{where} answered {status}, which holds no verdict; it should answer 200")
+    if status in DISLIKES_THE_SUBMISSION:
+        return GraderCrashed(f"{where} answered {status}: it doesn't take this submission")
+    if status == 429 or 500 <= status < 600:
+        return GraderUnavailable(f"{where} answered {status}", retry_after)
+    if 300 <= status < 400:
+        return GraderUnavailable(f"{where} answered {status}, but redirects aren't followed; mend [grader] url")
+    return GraderUnavailable(f"{where} answered {status}; mend [grader] url, username or password")
+
+
+@implementer(IGrader)
+class HTTPGrader(Service):
+    """Asks a web server."""
+
+    def __init__(self, server: Server, reactor: Any) -> None:
+        parts = urlsplit(server.url)
+        self._where = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        self._exchanges = Exchanges(server, reactor)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when every connection is closed."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._exchanges.close())
+
+    async def grade(self, request: GraderRequest) -> GraderResponse:
+        """See :meth:`edxagent.interfaces.IGrader.grade`."""
+        answer = await self._ask(request_body(request))
+        failure = failure_of(answer.status, retry_after_seconds(answer.retry_after, time()), self._where)
+        if failure is not None:
+            raise failure
+        return GraderResponse(reply=answer.body)
+
+    async def _ask(self, body: bytes) -> Answer:
+        try:
+            return await self._exchanges.post(body)
+        except TooLong as error:
+            raise BadReply(f"{self._where}: {error}") from error
+        except _NETWORK as error:
+            raise GraderUnavailable(f"{self._where} can't be reached: {brief(str(error))}") from error
+        except (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed) as error:
+            reasons = [reason.value for reason in error.reasons]
+            network = next((reason for reason in reasons if isinstance(reason, _NETWORK)), None)
+            if network is not None:
+                raise GraderUnavailable(f"{self._where} broke off: {brief(str(network))}") from error
+            if getattr(error, "response", None) is not None:
+                raise BadReply(f"{self._where} sent a body that breaks the rules of HTTP") from error
+            raise GraderUnavailable(f"{self._where} doesn't answer in HTTP; mend [grader] url") from error
+
+
+def trust_root_of(ca_file: str) -> Any:
+    """The authorities in a PEM file, or the platform's for ``""``.
+
+    :raises ValueError: it holds none, or can't be read.
+    """
+    if not ca_file:
+        return platformTrust()
+    try:
+        with open(ca_file, "rb") as file:
+            certificates = [Certificate.loadPEM(pem) for pem in _CERTIFICATE.findall(file.read(16 * 1024 * 1024))]
+    except (OSError, SSL.Error) as error:
+        raise ValueError(f"ca_file: {ca_file} can't be read: {brief(str(error))}") from error
+    if not certificates:
+        raise ValueError(f"ca_file: {ca_file} holds no certificate in PEM form")
+    return trustRootFromCertificates(certificates)
+
+
+@implementer(IGraderFactory)
+class HTTPFactory:
+    """Kind ``http``."""
+
+    kind = "http"
+    keys = (
+        Key("url", parsers.url, REQUIRED, "where submissions are posted, such as http://127.0.0.1:8080/"),
+        Key("content_type", parsers.text, "", "the request's Content-Type; XQueue sends none"),
+        Key("connect_timeout", parsers.seconds, 5.0, "seconds until a connection must stand"),
+        Key("max_reply", parsers.size, 1024 * 1024, "the longest reply, in bytes"),
+        Key("username", parsers.text, "", "the name for HTTP basic authentication"),
+        Key("password", parsers.text, "", "the password for it", secret=True),
+        Key("ca_file", parsers.path, "", "PEM file with the authorities to trust over https; the platform's otherwise"),
+    )
+
+    def build(self, options: Mapping[str, Any], tools: GraderTools) -> HTTPGrader:
+        """See :meth:`edxagent.interfaces.IGraderFactory.build`."""
+        if options["password"] and not options["username"]:
+            raise ValueError("username is missing, though there is a password: give both or none")
+        headers = {"User-Agent": "edxagent"}
+        if options["content_type"]:
+            headers["Content-Type"] = options["content_type"]
+        server = Server(
+            url=options["url"],
+            headers=headers,
+            auth=(options["username"], options["password"]) if options["username"] else None,
+            policy=BrowserLikePolicyForHTTPS(trust_root_of(options["ca_file"])),
+            connect_timeout=options["connect_timeout"],
+            max_reply=options["max_reply"],
+            kept=tools.concurrency,
+        )
+        return HTTPGrader(server, tools.reactor)
+
+
+factory = HTTPFactory()
