@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 from twisted.internet.defer import CancelledError
-from twisted.internet.error import TimeoutError as TwistedTimeoutError
+from twisted.internet.defer import TimeoutError as TwistedTimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
