@@ -1,0 +1,19 @@
+"""Writes ``docs/configuration.md``: ``python -m docs.write_configuration``, from the folder above."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edxagent.config.manual import manual
+from edxagent.graders.registry import BUILT_IN, find_factory
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+
+def rendered() -> str:
+    """What the page should hold."""
+    return manual({kind: find_factory(kind).keys for kind in BUILT_IN})
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(), encoding="utf-8")
