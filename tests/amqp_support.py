@@ -1,0 +1,119 @@
+"""What the tests of the AMQP room share: links to the private broker that end with their test."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+
+from edxagent.amqp.channel import Channel
+from edxagent.amqp.link import BrokerLink, Session
+from edxagent.config.values import BrokerAddress, BrokerConfig
+from edxagent.errors import BrokerError, BrokerRefused
+from edxagent.model import Message, Properties
+from edxagent.testing.broker import BrokerTestCase
+
+
+async def nothing(session: Session) -> None:
+    """A preparation that needs none."""
+
+
+def message(routing_key: str, body: bytes = b"{}", *, exchange: str = "", **properties: Any) -> Message:
+    """A message for the default exchange, which routes by queue name."""
+    return Message(exchange=exchange, routing_key=routing_key, body=body, properties=Properties(**properties))
+
+
+class LinkTestCase(BrokerTestCase):
+    """A test with links to the shared node."""
+
+    @property
+    def address(self) -> BrokerAddress:
+        """The node's, with RabbitMQ's default user."""
+        return BrokerAddress(host=self.node.host, port=self.node.port, username="guest", password="guest")
+
+    def config(self, *addresses: BrokerAddress, **changes: Any) -> BrokerConfig:
+        """A configuration that doesn't try one's patience."""
+        config = BrokerConfig(
+            addresses=addresses or (self.address,), call_timeout=10.0, retry_initial=0.05, retry_max=0.5
+        )
+        return evolve(config, **changes)
+
+    def link(
+        self,
+        config: BrokerConfig | None = None,
+        *,
+        prepare: Callable[[Session], Awaitable[None]] = nothing,
+        on_refused: Callable[[BrokerRefused], object] = lambda refused: None,
+        purpose: str = "consume",
+    ) -> BrokerLink:
+        """A started link, stopped after the test."""
+        from twisted.internet import reactor
+
+        link = BrokerLink(
+            reactor=reactor,
+            config=config or self.config(),
+            purpose=purpose,
+            name=self.id().rsplit(".", 1)[-1],
+            prepare=prepare,
+            on_refused=on_refused,
+        )
+        link.startService()
+        self.addCleanup(lambda: link.stopService() if link.running else None)
+        return link
+
+    async def channel(self, link: BrokerLink | None = None, *, confirming: bool = False) -> Channel:
+        """A channel of a new link."""
+        session = await (link or self.link()).when_up()
+        channel = await session.open_channel()
+        if confirming:
+            await channel.confirm_select()
+        return channel
+
+    async def queue(self, channel: Channel, **options: Any) -> str:
+        """A new durable queue, removed after the test."""
+        name = self.unique("amqp")
+        await channel.declare_queue(name, **options)
+        self.addCleanup(lambda: Deferred.fromCoroutine(self._remove(name)))
+        return name
+
+    async def _remove(self, name: str) -> None:
+        link = self.link()
+        await (await self.channel(link)).delete_queue(name)
+        await link.stopService()
+
+
+class Consumer:
+    """Keeps what a consumer is told, and lets a test wait for it."""
+
+    def __init__(self, *, ack: bool = True) -> None:
+        self.deliveries: list[Any] = []
+        self.reasons: list[BrokerError] = []
+        self._ack = ack
+        self._waiters: list[tuple[int, Deferred[None]]] = []
+        self.ended: Deferred[BrokerError] = Deferred()
+
+    def receive(self, delivery: Any) -> None:
+        """A delivery."""
+        self.deliveries.append(delivery)
+        if self._ack:
+            delivery.ack()
+        for count, waiter in list(self._waiters):
+            if len(self.deliveries) >= count:
+                self._waiters.remove((count, waiter))
+                waiter.callback(None)
+
+    def cancelled(self, reason: BrokerError) -> None:
+        """The end."""
+        self.reasons.append(reason)
+        self.ended.callback(reason)
+
+    def when(self, count: int) -> Deferred[None]:
+        """Fires when so many have come."""
+        waiter: Deferred[None] = Deferred()
+        if len(self.deliveries) >= count:
+            waiter.callback(None)
+        else:
+            self._waiters.append((count, waiter))
+        return waiter
