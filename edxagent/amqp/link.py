@@ -9,7 +9,7 @@ from typing import Any, cast
 from twisted.application.internet import ClientService
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail, succeed
-from twisted.internet.error import TimeoutError as TwistedTimeoutError
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import ILogObserver, Logger
@@ -145,7 +145,7 @@ class BrokerLink(Service):
             await connection.finish(CLOSE_WITHIN)
             if loss is not None:
                 raise loss from None
-            if isinstance(error, TwistedTimeoutError):
+            if isinstance(error, DeferredTimeout):
                 raise BrokerUnreachable(f"{address}: preparing the session took too long") from None
             raise
         return session
@@ -168,7 +168,7 @@ class BrokerLink(Service):
         except Exception as error:
             connection.abort(BrokerUnreachable(f"{address}: the connection was given up"))
             await connection.when_lost()
-            if isinstance(error, TwistedTimeoutError):
+            if isinstance(error, DeferredTimeout):
                 raise BrokerUnreachable(
                     f"{address}: something answers there, but no broker greeted us within {timeout:g} s"
                 ) from None

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from attrs import define
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore
-from twisted.internet.error import TimeoutError as TwistedTimeoutError
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from zope.interface import implementer
 
 from edxagent.amqp.channel import Channel
@@ -51,7 +51,7 @@ class ConfirmingPublisher:
         publishing.addTimeout(self._timeout, self._link.reactor)
         try:
             await publishing
-        except TwistedTimeoutError:
+        except DeferredTimeout:
             raise self._overdue() from None
 
     async def _publish(self, message: Message) -> None:
