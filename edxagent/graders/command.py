@@ -87,12 +87,13 @@ def failure_of(child: Child, launcher: str, program: str) -> GraderError | None:
     complaint = bytes(child.tails[STDERR])
     said = f": {brief(complaint)}" if complaint else ""
     if child.exit_status and complaint.startswith(launcher.encode() + b":"):
-        words = brief(complaint).partition(": ")[2]
-        return GraderUnavailable(f"{program} could not be started ({words}); mend [grader] command")
+        why = brief(complaint).rpartition(": ")[2]
+        return GraderUnavailable(f"{program} could not be started: {why}; mend [grader] command")
     if child.overflow:
         return BadReply("the command wrote more than max_reply on descriptor 3")
     if child.exit_signal is not None:
-        return GraderCrashed(f"the command was ended by {signal.Signals(child.exit_signal).name}{said}")
+        name = signal.strsignal(child.exit_signal) or "unknown"
+        return GraderCrashed(f"the command was ended by signal {child.exit_signal} ({name}){said}")
     if child.exit_status != 0:
         return GraderCrashed(f"the command ended with exit status {child.exit_status}{said}")
     if not child.reply:

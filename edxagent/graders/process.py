@@ -47,7 +47,6 @@ class Child(ProcessProtocol):
         self._stdin = stdin
         self._leash = leash
         self._pid = 0
-        self._open = {STDERR, VERDICT}
         self._exited = False
         self._stopping = False
         self._gone = False
@@ -70,7 +69,7 @@ class Child(ProcessProtocol):
     def stop(self) -> None:
         """End it: TERM, and KILL if it is still there ``kill_after`` later, to its whole group."""
         if self._exited:
-            self._let_go()
+            self._set_timer(0, self._let_go)
         elif not self._stopping:
             self._stopping = True
             self._signal(signal.SIGTERM)
@@ -98,12 +97,6 @@ class Child(ProcessProtocol):
         if len(tail) > 2 * self._leash.max_output:
             del tail[: -self._leash.max_output]
 
-    def childConnectionLost(self, childFD: int) -> None:
-        """It, and all that it started, closed a descriptor."""
-        self._open.discard(childFD)
-        if self._exited and not self._open:
-            self._let_go()
-
     def processExited(self, reason: Failure) -> None:
         """It ended. What it said last may still be in the pipes, which others may hold open."""
         end: Any = reason.value  # ProcessDone or ProcessTerminated
@@ -111,10 +104,11 @@ class Child(ProcessProtocol):
         self.exit_status = end.exitCode
         self.exit_signal = end.signal
         self._signal(signal.SIGKILL)
-        if self._stopping or not self._open:
-            self._let_go()
-        else:
-            self._set_timer(self._leash.drain, self._let_go)
+        self._set_timer(0 if self._stopping else self._leash.drain, self._let_go)
+
+    def processEnded(self, reason: Failure) -> None:
+        """It ended, and nobody holds its pipes any more."""
+        self._let_go()
 
     @property
     def _process(self) -> Any:
@@ -145,6 +139,11 @@ class Child(ProcessProtocol):
         self._timer = None
 
     def _let_go(self) -> None:
+        """The end. While pipes are open, to be called by a timer only.
+
+        Amid a round of epoll's events it would free descriptors that the events to come may speak of, and the next
+        process would get both.
+        """
         if self._gone:
             return
         self._gone = True
