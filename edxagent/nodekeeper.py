@@ -4,8 +4,9 @@ A program of its own, run by :mod:`edxagent.privatenode`. The kernel closes the 
 program at its other end finishes, SIGKILL included; so what ends that program always ends the broker as well. Standard
 library only: it starts in milliseconds and stays small.
 
-Usage: ``nodekeeper.py FOLDER EPMD SERVER``, with the environment that the broker shall have. Each line on standard
-input starts the broker; standard output tells ``started PID`` and ``exited STATUS``.
+Usage: ``nodekeeper.py FOLDER EPMD SERVER``, in a session of its own (so that no Ctrl-C reaches it), with the
+environment that the broker shall have. Each line on standard input starts the broker; standard output tells
+``started PID`` and ``exited STATUS``.
 """
 
 from __future__ import annotations
@@ -66,8 +67,7 @@ def keep(folder: str, epmd: str, server: str) -> None:
 
 
 def main() -> None:
-    """Leave the terminal's session, then keep until the end of input or SIGTERM."""
-    os.setsid()
+    """Keep until the end of input or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     keep(*sys.argv[1:])

@@ -3,29 +3,20 @@
 It has its own name, ports, port mapper (epmd), cookie and folder, listens on the loopback interface only, and needs
 neither root nor systemd; a broker that runs on the machine already isn't touched. A small process, the *keeper*
 (:mod:`edxagent.nodekeeper`), holds it and takes it down when we are gone, however we ended.
-
-The settings are those of https://www.rabbitmq.com/docs/configure and https://www.erlang.org/doc/apps/erts/epmd_cmd.
 """
 
 from __future__ import annotations
 
 import os
-import random
-import secrets
 import shutil
 import signal as signals
-import socket
 import subprocess
 import sys
-import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
@@ -37,6 +28,7 @@ from twisted.python.failure import Failure
 
 from edxagent import nodekeeper
 from edxagent.errors import EdxagentError
+from edxagent.nodefolder import HOST, PATH, NodeFolder, TlsFiles
 
 RABBITMQ_BIN = "/usr/lib/rabbitmq/bin"
 """Where Debian's and RabbitMQ's own packages keep the programs that don't switch to the user ``rabbitmq``."""
@@ -46,11 +38,7 @@ STOP_SECONDS = 30.0
 PROBE_SECONDS = 5.0
 POLL_SECONDS = 0.05
 ATTEMPTS = 3
-LOG_LINES = 15
 
-# Below Linux's range for outgoing connections, so that none of those takes a port while the node is down.
-_PORTS = range(20_000, 32_000)
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME = b"\x01"
 
@@ -59,30 +47,13 @@ class NodeError(EdxagentError):
     """The private node can't be started, or one of its commands failed. The message holds the last lines of its log."""
 
 
-@frozen(kw_only=True)
-class TlsFiles:
-    """What a TLS listener needs: paths to PEM files.
-
-    :ivar require_client_certificate: whether a client without a certificate of that authority is turned away.
-    """
-
-    certificate: str
-    key: str
-    authority: str
-    require_client_certificate: bool = False
-
-
 class PrivateNode:
-    """One RabbitMQ node. :meth:`start` it, use :attr:`url`, :meth:`stop` it.
+    """One RabbitMQ node: :meth:`start` it, use its :attr:`url`, :meth:`stop` it.
 
-    It keeps nothing in the reactor between calls, so one node can serve many tests.
-
-    :ivar folder: everything that it writes; gone after :meth:`stop`. Its log is ``broker.log`` in there.
-    :ivar port: where AMQP is spoken, on :attr:`host`. The same for the node's whole life.
-    :ivar tls_port: where AMQP over TLS is spoken, when ``tls`` was given.
+    Between calls it keeps nothing in the reactor, so that one node can serve many tests.
     """
 
-    host = "127.0.0.1"
+    host = HOST
 
     def __init__(
         self, reactor: Any, *, tls: TlsFiles | None = None, settings: Sequence[str] = (), binaries: str = RABBITMQ_BIN
@@ -97,18 +68,40 @@ class PrivateNode:
         self._tls = tls
         self._settings = tuple(settings)
         self._binaries = Path(binaries)
+        self._ground: NodeFolder | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._environment: dict[str, str] = {}
-        self._ports: tuple[int, ...] = ()
-        self.folder = Path()
-        self.port = 0
-        self.tls_port: int | None = None
         self._pid: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """All that the node writes, ``broker.log`` among it; gone after :meth:`stop`."""
+        return self._prepared.path
+
+    @property
+    def port(self) -> int:
+        """Where AMQP is spoken, on :attr:`host`. A node that was killed starts again on the same port."""
+        return self._prepared.port
+
+    @property
+    def tls_port(self) -> int | None:
+        """Where AMQP over TLS is spoken, if ``tls`` was given."""
+        return self._prepared.tls_port
 
     @property
     def url(self) -> str:
         """The broker's address, with credentials and the default virtual host."""
         return f"amqp://guest:guest@{self.host}:{self.port}/%2F"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the broker; None while it isn't running."""
+        if self._keeper is None:
+            return None
+        with suppress(BlockingIOError):  # the keeper has nothing new to tell
+            for line in os.read(_fileno(self._keeper.stdout), 1024).decode().splitlines():
+                word, number = line.split()
+                self._pid = int(number) if word == "started" else None
+        return self._pid if self._keeper.poll() is None else None
 
     async def start(self) -> None:
         """Start the node and wait until it speaks AMQP; after :meth:`kill`, on the data that it left.
@@ -125,7 +118,7 @@ class PrivateNode:
                 return
             except NodeError:
                 await self.stop()
-                if not attempts_left or all(map(_is_free, self._ports)):
+                if not attempts_left or self._prepared.ports_are_free():
                     raise
             except BaseException:
                 self._let_go()
@@ -151,6 +144,8 @@ class PrivateNode:
         self._let_go()
         if not await self._until(lambda: keeper.poll() is not None, STOP_SECONDS):
             raise NodeError(f"the private RabbitMQ node's keeper (process {keeper.pid}) doesn't end: kill it")
+        if keeper.stdout is not None:
+            keeper.stdout.close()
         self._keeper = None
         shutil.rmtree(self.folder, ignore_errors=True)  # the keeper did, unless somebody killed it
 
@@ -160,9 +155,11 @@ class PrivateNode:
         :returns: what it wrote to its standard output.
         :raises NodeError: it failed; the message holds what it wrote to its standard error.
         """
-        command = str(self._binaries / "rabbitmqctl")
         out, err, status = await getProcessOutputAndValue(
-            command, ["--quiet", *arguments], env=self._environment, reactor=self._reactor
+            str(self._binaries / "rabbitmqctl"),
+            ["--quiet", *arguments],
+            env=self._prepared.environment,
+            reactor=self._reactor,
         )
         if status != 0:
             reason = err.decode(errors="replace").strip()
@@ -170,57 +167,31 @@ class PrivateNode:
         return str(out.decode())
 
     @property
-    def pid(self) -> int | None:
-        """The process id of the broker; None while it isn't running."""
-        if self._keeper is None:
-            return None
-        with suppress(BlockingIOError):  # the keeper has nothing new to tell
-            for line in os.read(_fileno(self._keeper.stdout), 1024).decode().splitlines():
-                word, number = line.split()
-                self._pid = int(number) if word == "started" else None
-        return self._pid if self._keeper.poll() is None else None
+    def _prepared(self) -> NodeFolder:
+        if self._ground is None:
+            raise NodeError("the private RabbitMQ node wasn't started yet")
+        return self._ground
 
     def _prepare(self) -> None:
-        """Choose ports, write the folder, start the keeper."""
+        """Make the folder, and start the keeper in it."""
         server = self._binaries / "rabbitmq-server"
-        epmd = shutil.which("epmd", path=_PATH)
+        epmd = shutil.which("epmd", path=PATH)
         if epmd is None or not server.exists():
             missing = "epmd" if server.exists() else server
             raise NodeError(
                 f"RabbitMQ isn't installed ({missing} is missing): install Debian's package rabbitmq-server"
             )
-        self._ports = _free_ports(4)
-        self.port, distribution_port, epmd_port, tls_port = self._ports
-        self.tls_port = tls_port if self._tls is not None else None
-        self.folder = Path(tempfile.mkdtemp(prefix="edxagent-rabbitmq-"))
-        (self.folder / "rabbitmq.conf").write_text("\n".join([*self._configuration(), *self._settings, ""]))
-        (self.folder / "enabled_plugins").write_text("[].\n")
-        cookie = self.folder / ".erlang.cookie"
-        cookie.write_text(secrets.token_hex(16))
-        cookie.chmod(0o400)
-        self._environment = _environment(self.folder, distribution_port, epmd_port)
+        self._ground = NodeFolder.make(self._tls, self._settings)
         self._keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", nodekeeper.__file__, str(self.folder), epmd, str(server)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self.folder,
-            env=self._environment,
+            env=self._ground.environment,
+            start_new_session=True,
         )
         os.set_blocking(_fileno(self._keeper.stdout), False)
-
-    def _configuration(self) -> Iterator[str]:
-        """The lines of ``rabbitmq.conf``: loopback only, and the appetite of a guest."""
-        yield f"listeners.tcp.1 = {self.host}:{self.port}"
-        yield "vm_memory_high_watermark.absolute = 1GB"
-        yield "disk_free_limit.absolute = 20MB"
-        if self._tls is not None:
-            yield f"listeners.ssl.1 = {self.host}:{self.tls_port}"
-            yield f"ssl_options.certfile = {os.path.abspath(self._tls.certificate)}"
-            yield f"ssl_options.keyfile = {os.path.abspath(self._tls.key)}"
-            yield f"ssl_options.cacertfile = {os.path.abspath(self._tls.authority)}"
-            yield "ssl_options.verify = verify_peer"
-            yield f"ssl_options.fail_if_no_peer_cert = {str(self._tls.require_client_certificate).lower()}"
 
     async def _boot(self) -> None:
         """Order the keeper to start the broker; wait until it answers."""
@@ -230,14 +201,16 @@ class PrivateNode:
         try:
             os.write(_fileno(self._keeper.stdin), b"start\n")
         except BrokenPipeError as error:
-            raise NodeError("the private RabbitMQ node's keeper process was killed: make a new node") from error
+            raise NodeError("the private RabbitMQ node's keeper was killed: stop the node, then start it") from error
         deadline = self._reactor.seconds() + START_SECONDS
         await self._until(lambda: self.pid is not None, PROBE_SECONDS)
         while not await self._speaks_amqp():
             if self.pid is None:
-                raise NodeError(f"the private RabbitMQ node ended while it started:\n{self._log_tail()}")
+                raise NodeError(f"the private RabbitMQ node ended while it started:\n{self._prepared.log_tail()}")
             if self._reactor.seconds() > deadline:
-                raise NodeError(f"the private RabbitMQ node isn't ready after {START_SECONDS:g} s:\n{self._log_tail()}")
+                raise NodeError(
+                    f"the private RabbitMQ node isn't ready after {START_SECONDS:g} s:\n{self._prepared.log_tail()}"
+                )
             await deferLater(self._reactor, POLL_SECONDS)
 
     async def _speaks_amqp(self) -> bool:
@@ -267,11 +240,6 @@ class PrivateNode:
         if self._keeper is not None and self._keeper.stdin is not None:
             self._keeper.stdin.close()
 
-    def _log_tail(self) -> str:
-        """The last lines of the broker's log, indented."""
-        with open(self.folder / "broker.log", errors="replace") as log:
-            return "".join(deque((f"  {line}" for line in log if line.strip()), maxlen=LOG_LINES))
-
 
 class _Probe(Protocol):
     """Greets a broker, keeps the first byte of what it says, hangs up."""
@@ -282,8 +250,7 @@ class _Probe(Protocol):
 
     def connectionMade(self) -> None:
         """Send the protocol header (AMQP 0-9-1 §4.2.2)."""
-        assert self.transport is not None
-        self.transport.write(_PROTOCOL_HEADER)
+        self.transport.write(_PROTOCOL_HEADER)  # type: ignore[union-attr]
 
     def dataReceived(self, data: bytes) -> None:
         """One byte is enough."""
@@ -296,45 +263,6 @@ class _Probe(Protocol):
 
     def _hang_up(self) -> None:
         self.transport.abortConnection()  # type: ignore[union-attr]
-
-
-def _environment(folder: Path, distribution_port: int, epmd_port: int) -> dict[str, str]:
-    """All that the broker and its tools get to know of the outside world."""
-    return {
-        "PATH": _PATH,
-        "HOME": str(folder),  # where the cookie is looked for
-        "LANG": "C.UTF-8",
-        "RABBITMQ_NODENAME": f"{folder.name}@localhost",
-        "RABBITMQ_DIST_PORT": str(distribution_port),
-        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-        "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
-        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-        "RABBITMQ_LOG_BASE": str(folder),
-        "RABBITMQ_LOGS": "-",
-        "ERL_EPMD_PORT": str(epmd_port),
-        "ERL_EPMD_ADDRESS": PrivateNode.host,
-        "ERL_FLAGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-        "ERL_CRASH_DUMP": "/dev/null",
-        "NOTIFY_SOCKET": "/nonexistent",  # makes the start script become the broker instead of waiting for it
-    }
-
-
-def _free_ports(count: int) -> tuple[int, ...]:
-    """Ports of the loopback interface that nobody listens on right now."""
-    free = filter(_is_free, random.sample(_PORTS, len(_PORTS)))
-    return tuple(islice(free, count))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            candidate.bind((PrivateNode.host, port))
-        except OSError:
-            return False
-        return True
 
 
 def _fileno(pipe: IO[bytes] | None) -> int:
