@@ -43,7 +43,10 @@ class PublishingTests(LinkTestCase):
         keys = [queue] * 10
         keys[4] = self.unique("nowhere")
         results = await gatherResults(
-            [channel.publish(message(key, message_id=str(n))).addErrback(lambda f: f.value) for n, key in enumerate(keys)]
+            [
+                channel.publish(message(key, message_id=str(n))).addErrback(lambda f: f.value)
+                for n, key in enumerate(keys)
+            ]
         )
         self.assertIsInstance(results[4], Unroutable)
         self.assertEqual([r for n, r in enumerate(results) if n != 4], [None] * 9)
@@ -53,7 +56,14 @@ class PublishingTests(LinkTestCase):
         channel = await self.channel(confirming=True)
         queue = await self.queue(channel)
         frame = 131072 - 8
-        bodies = [b"", "é" * 10, b"a" * (frame - 1), b"a" * frame, b"a" * (frame + 1), b"a" * frame + b"\xff\x00" * frame]
+        bodies = [
+            b"",
+            "é" * 10,
+            b"a" * (frame - 1),
+            b"a" * frame,
+            b"a" * (frame + 1),
+            b"a" * frame + b"\xff\x00" * frame,
+        ]
         bodies = [body if isinstance(body, bytes) else body.encode() for body in bodies]
         consumer = Consumer()
         await channel.consume(queue, consumer.receive, consumer.cancelled, prefetch=1)
