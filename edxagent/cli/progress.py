@@ -1,0 +1,69 @@
+"""A progress bar on standard error; plain lines, now and then, where that is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from twisted.internet.task import LoopingCall
+
+from edxagent.cli.exchange import Exchange
+
+BAR_SECONDS = 0.1
+LINE_SECONDS = 5.0
+
+
+@contextmanager
+def progress(reactor: Any, exchange: Exchange, total: int, verb: str = "answered") -> Iterator[None]:
+    """Show how far ``exchange`` is, for as long as the block lasts.
+
+    :param verb: what a submission is when it is done with.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task(verb, total=total, sent=0)
+            with _every(reactor, BAR_SECONDS, lambda: _move(bar, task, exchange)):
+                yield
+    else:
+        with _every(reactor, LINE_SECONDS, lambda: _print(console, exchange, total, verb)):
+            yield
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.fields[sent]} sent, {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        auto_refresh=False,  # that would be a thread
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+def _move(bar: Progress, task: Any, exchange: Exchange) -> None:
+    bar.update(task, completed=len(exchange.records), sent=exchange.sent)
+    bar.refresh()
+
+
+def _print(console: Console, exchange: Exchange, total: int, verb: str) -> None:
+    if exchange.sent:
+        console.print(f"{exchange.sent} of {total} sent, {len(exchange.records)} {verb}", highlight=False)
+
+
+@contextmanager
+def _every(reactor: Any, seconds: float, show: Any) -> Iterator[None]:
+    loop = LoopingCall(show)
+    loop.clock = reactor
+    loop.start(seconds, now=False).addErrback(lambda _: None)  # no progress then; the work goes on
+    try:
+        yield
+    finally:
+        if loop.running:
+            loop.stop()
+            show()
