@@ -33,7 +33,6 @@ from edxagent.config.values import (
     TLSConfig,
 )
 from edxagent.interfaces import IGraderFactory
-from edxagent.model import dead_queue_of
 
 _NO_OVERRIDES: Mapping[str, str] = {}
 
@@ -166,6 +165,5 @@ def _check_times(section: Section, config: AgentConfig) -> None:
 
 
 def _check_results(section: Section, config: AgentConfig) -> None:
-    for queue in config.queues:
-        if config.results.queue in (queue.name, dead_queue_of(queue.name)):
-            section.complain("queue", "is one of [queues]; verdicts would be graded")
+    if config.results.queue in (queue.name for queue in config.queues):
+        section.complain("queue", "is one of [queues]; verdicts would be graded")

@@ -21,12 +21,13 @@ from edxagent.config.parsers import (
 )
 from edxagent.disposition import DEFAULT_TABLE
 from edxagent.errors import BadReply
+from edxagent.model import dead_queue_of
 from edxagent.verdict import FAILURE_MESSAGES, check_message
 
 LONGEST_QUEUE_NAME = 200
 MOST_QUEUES = 1000
 MOST_BROKERS = 32
-DEAD_SUFFIX = ".dead"
+DEAD_SUFFIX = dead_queue_of("")
 
 
 def label(value: str) -> str:
@@ -62,11 +63,13 @@ def queue_name(value: str) -> str:
 def queue_options(value: str) -> dict[str, Any]:
     """What stands behind a queue's ``=``: ``weight=2``, with blanks between several."""
     table = {key.name: key for key in QUEUE_KEYS}
-    options = {key.name: key.default for key in QUEUE_KEYS}
+    options: dict[str, Any] = {}
     for word in value.split():
         name, _, option = word.partition("=")
         if name not in table:
             raise ValueError(f"expected nothing, or options such as weight=2{did_you_mean(name, table)}")
+        if name in options:
+            raise ValueError(f"{name} is there twice")
         try:
             options[name] = table[name].parse(option)
         except ValueError as error:
