@@ -10,12 +10,8 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
@@ -24,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from edxagent.nodefolder import NodeFolder, TlsFiles
 from edxagent.privatenode import NodeError, PrivateNode
 from edxagent.testing.broker import BrokerTestCase, shared_node
+from tests.certificates import Authority
 
 PROGRAM = """
 from twisted.internet import defer, task
@@ -134,12 +131,16 @@ class TlsNodeTests(TestCase):
         """The TLS port shows the certificate that was given; after the stop no process and no folder is left."""
         from twisted.internet import reactor
 
-        certificate, key = self_signed(Path(self.mktemp()))
-        node = PrivateNode(reactor, tls=TlsFiles(certificate=certificate, key=key, authority=certificate))
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        authority = Authority(folder / "authority")
+        server = authority.issue(folder / "server", "localhost")
+        tls = TlsFiles(certificate=server.certificate, key=server.key, authority=authority.path)
+        node = PrivateNode(reactor, tls=tls)
         await node.start()
         try:
             shown = await deferToThread(ssl.get_server_certificate, (node.host, node.tls_port), timeout=20)
-            self.assertEqual(shown.strip(), Path(certificate).read_text().strip())
+            self.assertEqual(shown.strip(), Path(server.certificate).read_text().strip())
         finally:
             await node.stop()
         self.assertFalse(node.folder.exists())
@@ -247,27 +248,3 @@ class NodeFolderTests(SynchronousTestCase):
         """Further settings end up in the broker's configuration."""
         folder = self.make()
         self.assertIn("\nmax_message_size = 1000\n", (folder.path / "rabbitmq.conf").read_text())
-
-
-def self_signed(folder: Path) -> tuple[str, str]:
-    """Write a certificate for ``localhost`` that is its own authority; return the paths of it and of its key."""
-    folder.mkdir()
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    today = datetime.now(timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - timedelta(days=1))
-        .not_valid_after(today + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return str(folder / "certificate.pem"), str(folder / "key.pem")
