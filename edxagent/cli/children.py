@@ -53,7 +53,8 @@ class Children:
 
         :raises ChildDied: one did.
         """
-        guarded = self._guarded = Deferred.fromCoroutine(work)
+        guarded: Deferred[T] = Deferred.fromCoroutine(work)
+        self._guarded = guarded
         try:
             return await guarded
         except CancelledError:

@@ -133,9 +133,10 @@ class Exchange:
         except CancelledError:
             if self._failure is None:
                 raise
-            raise self._failure from None
         finally:
             self._tasks.cancel()
+        if self._failure is not None:
+            raise self._failure
 
     def fail(self, error: EdxagentError) -> None:
         """Give up: nothing more can arrive."""

@@ -102,13 +102,17 @@ def percentile(ascending: Sequence[float], percent: int) -> float | None:
 
 def distribution(scores: Sequence[float]) -> dict[str, int]:
     """How often each score came; in ten equal ranges when there are more than ten different ones."""
-    counts = Counter(scores)
+    counts = Counter(f"{score:g}" for score in sorted(scores))
     if len(counts) <= MOST_SCORES:
-        return {f"{score:g}": counts[score] for score in sorted(counts)}
+        return dict(counts)
     low, high = min(scores), max(scores)
     width = high / MOST_SCORES - low / MOST_SCORES
-    ranges = Counter(min(int((score - low) / width), MOST_SCORES - 1) for score in scores)
-    return {f"{low + n * width:.4g} - {low + (n + 1) * width:.4g}": ranges[n] for n in range(MOST_SCORES)}
+    borders = [f"{low + n * width:.4g}" for n in range(MOST_SCORES + 1)]
+    ranges = [f"{borders[n]} - {borders[n + 1]}" for n in range(MOST_SCORES)]
+    distributed = dict.fromkeys(ranges, 0)
+    for score in scores:
+        distributed[ranges[min(int((score - low) / width), MOST_SCORES - 1)]] += 1
+    return distributed
 
 
 def as_json(figures: Statistics) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def duration(seconds: float) -> str:
 
 def _add_counts(table: Table, title: str, counts: dict[str, int], total: int) -> None:
     for name, count in counts.items() or [("none", 0)]:
-        table.add_row(title, name, str(count), _bar(count, total))
+        table.add_row(title, Text(name), str(count), _bar(count, total))
         title = ""
 
 

@@ -71,7 +71,7 @@ def complain(error: Exception) -> int:
     :returns: the exit status that goes with it.
     """
     for line in _lines(error):
-        print(f"edxagent: {line}", file=sys.stderr)
+        print(line if line.startswith(" ") else f"edxagent: {line}", file=sys.stderr)
     if isinstance(error, click.ClickException):
         return error.exit_code
     if isinstance(error, ConfigError):
