@@ -144,10 +144,14 @@ class PrivateNode:
         self._let_go()
         if not await self._until(lambda: keeper.poll() is not None, STOP_SECONDS):
             raise NodeError(f"the private RabbitMQ node's keeper (process {keeper.pid}) doesn't end: kill it")
-        if keeper.stdout is not None:
-            keeper.stdout.close()
-        self._keeper = None
-        shutil.rmtree(self.folder, ignore_errors=True)  # the keeper did, unless somebody killed it
+        self._tidy()
+
+    def stop_at_exit(self) -> None:
+        """Stop where no reactor runs any more. Blocks, for a fraction of a second."""
+        if self._keeper is not None:
+            self._let_go()
+            self._keeper.wait(STOP_SECONDS)
+            self._tidy()
 
     async def rabbitmqctl(self, *arguments: str) -> str:
         """Run one ``rabbitmqctl`` command on this node (half a second or more).
@@ -234,6 +238,13 @@ class PrivateNode:
                 return False
             await deferLater(self._reactor, POLL_SECONDS)
         return True
+
+    def _tidy(self) -> None:
+        """Forget a keeper that has ended."""
+        if self._keeper is not None and self._keeper.stdout is not None:
+            self._keeper.stdout.close()
+        self._keeper = self._pid = None
+        shutil.rmtree(self.folder, ignore_errors=True)  # the keeper did, unless somebody killed it
 
     def _let_go(self) -> None:
         """Close the pipe: the keeper takes everything down, whether or not anybody waits for it."""

@@ -122,10 +122,19 @@ class RunningNodeTests(BrokerTestCase):
         self.assertNotEqual(self.unique("q"), self.unique("q"))
 
 
-class TlsNodeTests(TestCase):
-    """A node with a TLS listener."""
+class NodeTestCase(TestCase):
+    """A test with a node of its own."""
 
     timeout = 180.0
+
+    async def assert_gone(self, node: PrivateNode) -> None:
+        """Fail unless a node has left neither a folder nor, in a moment, a process."""
+        self.assertFalse(node.folder.exists())
+        await eventually(lambda: not processes_of(node.folder), "no process is left", 10)
+
+
+class OwnNodeTests(NodeTestCase):
+    """What a node leaves behind, and how it listens."""
 
     async def test_speaks_tls_and_leaves_nothing(self) -> None:
         """The TLS port shows the certificate that was given; after the stop no process and no folder is left."""
@@ -143,14 +152,25 @@ class TlsNodeTests(TestCase):
             self.assertEqual(shown.strip(), Path(server.certificate).read_text().strip())
         finally:
             await node.stop()
-        self.assertFalse(node.folder.exists())
-        await eventually(lambda: not processes_of(node.folder), "no process is left", 5)
+        await self.assert_gone(node)
+
+    async def test_starts_anew_after_a_stop(self) -> None:
+        """A node that was stopped starts again, empty; the end of a program stops it without a reactor."""
+        from twisted.internet import reactor
+
+        node = PrivateNode(reactor)
+        first = Deferred.fromCoroutine(node.start())
+        await eventually(lambda: node.pid, "the broker's process is there")
+        await node.stop()
+        await self.assertFailure(first, NodeError)
+        await node.start()
+        await node.rabbitmqctl("await_startup")
+        node.stop_at_exit()
+        await self.assert_gone(node)
 
 
-class FailingNodeTests(TestCase):
+class FailingNodeTests(NodeTestCase):
     """Nodes that can't start."""
-
-    timeout = 180.0
 
     async def test_tells_of_a_missing_broker(self) -> None:
         """Where RabbitMQ isn't installed, the error names the package to install."""
@@ -167,8 +187,7 @@ class FailingNodeTests(TestCase):
         node = PrivateNode(reactor, settings=["no_such_setting = 1"])
         with self.assertRaisesRegex(NodeError, r"(?s)ended while it started.*no_such_setting"):
             await node.start()
-        self.assertFalse(node.folder.exists())
-        await eventually(lambda: not processes_of(node.folder), "no process is left", 5)
+        await self.assert_gone(node)
 
     async def test_dies_with_its_keeper(self) -> None:
         """When somebody kills the keeper, the broker goes too, the start fails, and nothing is left."""
@@ -181,8 +200,7 @@ class FailingNodeTests(TestCase):
         os.kill(keeper, signal.SIGKILL)
         with self.assertRaisesRegex(NodeError, "ended while it started"):
             await starting
-        self.assertFalse(node.folder.exists())
-        await eventually(lambda: not processes_of(node.folder), "no process is left", 10)
+        await self.assert_gone(node)
 
 
 class EndingProgramTests(TestCase):

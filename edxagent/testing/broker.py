@@ -1,11 +1,12 @@
 """A real RabbitMQ for tests: one private node for a whole trial run.
 
-It starts when the first test asks and goes when trial ends. With ``trial -j N`` each of the N worker processes has a
-node of its own.
+It starts when the first test asks and goes with trial's process. With ``trial -j N`` each of the N workers has a node
+of its own.
 """
 
 from __future__ import annotations
 
+import atexit
 import secrets
 
 from twisted.internet.defer import Deferred
@@ -26,7 +27,7 @@ async def shared_node() -> PrivateNode:
     if not _shared:
         node = PrivateNode(reactor)
         await node.start()
-        reactor.addSystemEventTrigger("before", "shutdown", lambda: Deferred.fromCoroutine(node.stop()))
+        atexit.register(node.stop_at_exit)  # a worker of "trial -j" fires the reactor's shutdown after each test
         _shared.append(node)
     if _shared[0].pid is None:
         await _shared[0].start()
