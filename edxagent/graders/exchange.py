@@ -81,9 +81,7 @@ class Exchanges:
         line = _Line(self._kept, self._wires)
         try:
             return await self._ask(line, body)
-        except ResponseNeverReceived as silence:
-            if any(reason.check(CancelledError) for reason in silence.reasons):
-                raise CancelledError() from None
+        except ResponseNeverReceived:
             if not line.reused:
                 raise
         # The server had closed a connection that we kept: that is no failure of this request.
@@ -99,9 +97,9 @@ class Exchanges:
     async def _ask(self, line: _Line, body: bytes) -> Answer:
         server = self._server
         agent = Agent(self._reactor, server.policy, server.connect_timeout, pool=line)
-        client = HTTPClient(_PlainAgent(agent), data_to_body_producer=_Whole)
+        client = HTTPClient(_PlainAgent(agent, line), data_to_body_producer=_Whole)
         try:
-            response = await client.post(
+            asking = client.post(
                 server.url,
                 data=body,
                 headers=Headers({name: [value] for name, value in server.headers.items()}),
@@ -110,7 +108,9 @@ class Exchanges:
                 unbuffered=True,
                 reactor=self._reactor,
             )
+            response = await _cancellable(asking)
         except Exception:
+            line.abort()
             if line.overrun:
                 raise TooLong("the response's headers are too long") from None
             raise
@@ -119,12 +119,21 @@ class Exchanges:
             line.abort()
             retry_after = response.headers.getRawHeaders("retry-after", [None])[0]
             return Answer(status=response.code, retry_after=retry_after, body=b"")
-        if response.headers.hasHeader("content-encoding"):
-            line.abort()
-            raise TooLong("the response has a content encoding, though none was asked for")
         collector = _Collector(server.max_reply, line)
         response.deliverBody(collector)
         return Answer(status=OK, retry_after=None, body=await collector.finished)
+
+
+def _cancellable(work: Deferred[Any]) -> Deferred[Any]:
+    """``work``, failing with ``CancelledError`` when cancelled: the steps of a request have other words for it."""
+
+    def cancel(outer: Deferred[Any]) -> None:
+        outer.errback(CancelledError())
+        work.cancel()
+
+    outer: Deferred[Any] = Deferred(cancel)
+    work.addBoth(lambda result: None if outer.called else outer.callback(result))
+    return outer
 
 
 class _Wire(ProtocolWrapper):
@@ -209,18 +218,22 @@ class _Line:
 @implementer(IAgent)
 @frozen
 class _PlainAgent:
-    """An agent without what treq adds to each request: the offer of gzip, and a reading of cookies."""
+    """An agent without what treq adds to each request: the offer and decoding of gzip, and a reading of cookies."""
 
     agent: IAgent
+    line: _Line
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         plain = headers.copy() if headers is not None else Headers()
         plain.removeHeader(b"accept-encoding")
-        return self.agent.request(method, uri, plain, bodyProducer).addCallback(self._without_cookies)
+        return self.agent.request(method, uri, plain, bodyProducer).addCallback(self._plain)
 
-    def _without_cookies(self, response: IResponse) -> IResponse:
+    def _plain(self, response: IResponse) -> IResponse:
+        if response.headers.hasHeader("content-encoding"):
+            self.line.abort()
+            raise TooLong("the response has a content encoding, though none was asked for")
         response.headers.removeHeader(b"set-cookie")
         return response
 
