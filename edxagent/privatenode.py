@@ -117,8 +117,10 @@ class PrivateNode:
                 await self._boot()
                 return
             except NodeError:
+                gave_up = self._keeper is not None and self._keeper.poll() is None
                 await self.stop()
-                if not attempts_left or self._prepared.ports_are_free():
+                clash = gave_up and not self._prepared.ports_are_free()
+                if not (clash and attempts_left):
                     raise
             except BaseException:
                 self._let_go()
