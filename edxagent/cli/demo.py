@@ -61,7 +61,7 @@ def demo(count: int, concurrency: int, keep: bool) -> None:
     Exit status: 0 each submission ended as it must; 1 one didn't, or something couldn't be started; 2 wrong usage; 130
     after Ctrl-C.
     """
-    run(lambda reactor: _Demo(reactor, count, concurrency, keep).run())
+    run(lambda reactor: _Demo(reactor, _checkout(), count, concurrency, keep).run())
 
 
 @frozen
@@ -88,12 +88,12 @@ def _checkout() -> _Checkout:
 class _Demo:
     """One demo, from the broker's start to its end."""
 
-    def __init__(self, reactor: Any, count: int, concurrency: int, keep: bool) -> None:
+    def __init__(self, reactor: Any, checkout: _Checkout, count: int, concurrency: int, keep: bool) -> None:
         self._reactor = reactor
         self._count = count
         self._concurrency = concurrency
         self._keep = keep
-        self._checkout = _checkout()
+        self._checkout = checkout
         self._node = PrivateNode(reactor)
 
     async def run(self) -> int:
@@ -176,7 +176,7 @@ class _Demo:
         console = Console(file=sys.stdout, highlight=False)
         if example is not None:
             console.print(Text("One verdict in full", style="bold"))
-            console.print(Text(_in_full(example)))
+            console.print(Text(_in_full(example)), soft_wrap=True)
             console.print()
         console.print(as_table(figures, f"{figures.sent} submissions to {QUEUE}"))
         if figures.nothing or figures.surprised or figures.repeated:

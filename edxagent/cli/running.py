@@ -26,43 +26,73 @@ class Status(IntEnum):
     BROKER = 3
 
 
-def run(command: Callable[[Any], Coroutine[Any, Any, int]]) -> NoReturn:
+Command = Callable[[Any], Coroutine[Any, Any, int]]
+
+
+def run(command: Command) -> NoReturn:
     """Run a command in the reactor, then exit with the status that it returns.
 
     INT, TERM and HUP cancel the command, once; what it has to put away takes a bounded time, and is waited for.
 
     :param command: called with the running reactor.
     """
-    react(_run, [command, click.get_current_context().find_root().params.get("debug", False)])
+    debug = bool(click.get_current_context().find_root().params.get("debug"))
+    react(lambda reactor: _Run(reactor, command, debug).to_the_end())
 
 
-async def _run(reactor: Any, command: Callable[[Any], Coroutine[Any, Any, int]], debug: bool) -> NoReturn:
-    reactor.seconds = time.monotonic  # the reactor's own is the wall clock: a jump would fire every deadline
-    running: Deferred[None] = Deferred()
-    reactor.callWhenRunning(running.callback, None)
-    await running
-    raise SystemExit(await _status_of(reactor, command, debug))
+class _Run:
+    """One run of a command."""
 
+    def __init__(self, reactor: Any, command: Command, debug: bool) -> None:
+        self._reactor = reactor
+        self._command = command
+        self._debug = debug
+        self._work: Deferred[int] | None = None
+        self._ended: Deferred[None] = Deferred()
+        self._signal: int | None = None
 
-async def _status_of(reactor: Any, command: Callable[[Any], Coroutine[Any, Any, int]], debug: bool) -> int:
-    signals: list[int] = []
+    async def to_the_end(self) -> NoReturn:
+        """Run it.
 
-    def interrupt(number: int) -> None:
-        signals.append(number)
-        if len(signals) == 1:
-            work.cancel()
+        :raises SystemExit: with its exit status, for ``react``.
+        """
+        reactor = self._reactor
+        reactor.seconds = time.monotonic  # the reactor's own is the wall clock: a jump would fire every deadline
+        # A signal may meet the reactor's handler before ours is there; then the reactor stops, and waits for us.
+        reactor.addSystemEventTrigger("before", "shutdown", self._reactor_stops)
+        running: Deferred[None] = Deferred()
+        reactor.callWhenRunning(running.callback, None)
+        await running
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: reactor.callFromThread(self._interrupt, number))
+        self._work = Deferred.fromCoroutine(self._begin())
+        try:
+            raise SystemExit(await self._status_of(self._work))
+        finally:
+            self._ended.callback(None)
 
-    work = Deferred.fromCoroutine(command(reactor))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: reactor.callFromThread(interrupt, number))
-    try:
-        return await work
-    except CancelledError:
-        return 128 + signals[0] if signals else Status.FAILED
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return complain(error)
+    async def _begin(self) -> int:
+        return await self._command(self._reactor)
+
+    async def _status_of(self, work: Deferred[int]) -> int:
+        try:
+            return await work
+        except CancelledError:
+            return Status.FAILED if self._signal is None else 128 + self._signal
+        except Exception as error:
+            if self._debug:
+                traceback.print_exc()
+            return complain(error)
+
+    def _interrupt(self, number: int) -> None:
+        if self._signal is None and self._work is not None:
+            self._signal = number
+            self._work.cancel()
+
+    def _reactor_stops(self) -> Deferred[None]:
+        if not self._ended.called:
+            self._interrupt(signal.SIGINT)
+        return self._ended
 
 
 def complain(error: Exception) -> int:

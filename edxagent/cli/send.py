@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -54,6 +55,17 @@ class _Order:
     as_json: bool
 
 
+class _Number(click.FloatRange):
+    """A range that NaN isn't in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See :meth:`click.ParamType.convert`."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
+
+
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("--queue", "-q", help="The queue to send to; with --config its first one unless given.")
@@ -63,9 +75,7 @@ class _Order:
     type=click.IntRange(1, MOST),
     help=f"How many; files are sent over and over. [default: each file once, or {DEFAULT_COUNT}]",
 )
-@click.option(
-    "--rate", type=click.FloatRange(0.001, 1e6), metavar="R", help="At most so many a second. [default: no limit]"
-)
+@click.option("--rate", type=_Number(0.001, 1e6), metavar="R", help="At most so many a second. [default: no limit]")
 @click.option(
     "--broker",
     metavar="URL",
@@ -75,7 +85,7 @@ class _Order:
 @click.option("--config", "-c", metavar="FILE", help="Take the broker and the queue from an agent's configuration.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0.1, 86400),
+    type=_Number(0.1, 86400),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
