@@ -118,7 +118,9 @@ class UseLogConfigTests(SynchronousTestCase):
 
     def test_not_twistd(self) -> None:
         """Where the options aren't twistd's, logging is left alone, and no file is made."""
-        self.assertIs(self.observer_of(use_log_config(LogConfig(), {}, NoReactor())), None)  # type: ignore[arg-type]
+        for options in (None, {"logFile": None}):
+            service = use_log_config(LogConfig(), options, NoReactor())  # type: ignore[arg-type]
+            self.assertIs(self.observer_of(service), None)
 
     def test_syslog(self) -> None:
         """With ``--syslog`` the application gets an observer of ours as well."""
