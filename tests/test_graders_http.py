@@ -98,7 +98,6 @@ class RetryAfterTests(SynchronousTestCase):
             (format_datetime(now + timedelta(days=400), usegmt=True), 3600.0),
             ("Sun, 05 Jul 2026 12:01:30", 90.0),
             ("Sun, 99 Jul 2026 12:01:30 GMT", None),
-            ("Sun, 05 Jul 0000 12:01:30 GMT", None),
         ]
         for value, expected in rows:
             self.assertEqual(http.retry_after_seconds(value, now.timestamp()), expected, value)
@@ -294,9 +293,9 @@ class TroubleTests(ServerTests):
     async def test_statuses(self) -> None:
         """A status that isn't 200 has its failure, and its body isn't waited for."""
         for status, expected in (
-            ("500 Oops", GraderUnavailable),
-            ("404 No", GraderUnavailable),
-            ("422 No", GraderCrashed),
+            ("500 A", GraderUnavailable),
+            ("404 B", GraderUnavailable),
+            ("422 C", GraderCrashed),
         ):
             behaviour = saying_for_ever(f"HTTP/1.1 {status}\r\n\r\n".encode(), b"x" * 1000)
             self.assertIsInstance(await self.failure(behaviour), expected)

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
 from twisted.web.http import OK, PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
 LONGEST_HEADERS = 64 * 1024
@@ -119,6 +119,9 @@ class Exchanges:
             line.abort()
             retry_after = response.headers.getRawHeaders("retry-after", [None])[0]
             return Answer(status=response.code, retry_after=retry_after, body=b"")
+        if response.length is not UNKNOWN_LENGTH and response.length > server.max_reply:
+            line.abort()
+            raise TooLong(f"the reply is longer than {server.max_reply} bytes")
         collector = _Collector(server.max_reply, line)
         response.deliverBody(collector)
         return Answer(status=OK, retry_after=None, body=await collector.finished)
@@ -140,6 +143,7 @@ class _Wire(ProtocolWrapper):
     """Beneath Twisted's HTTP client: counts what comes in while headers are read, and can be cut."""
 
     used = False
+    lost = False
     left: int | None = None
 
     def dataReceived(self, data: bytes) -> None:
@@ -150,9 +154,13 @@ class _Wire(ProtocolWrapper):
             self.left -= len(data)
         super().dataReceived(data)
 
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = True
+        super().connectionLost(reason)
+
     def abort(self) -> None:
         transport: Any = self.transport
-        if transport is not None:
+        if not self.lost:  # Twisted's TLS can't bear to be told twice
             transport.abortConnection()
 
 

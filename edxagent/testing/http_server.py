@@ -41,6 +41,7 @@ class Visit(Protocol):
     def __init__(self, server: RogueServer) -> None:
         self._server = server
         self._buffer = b""
+        self._lost = False
         self.asked: list[Asked] = []
 
     def send(self, data: bytes) -> None:
@@ -56,8 +57,9 @@ class Visit(Protocol):
         self._transport.loseConnection()
 
     def reset(self) -> None:
-        """Hang up rudely."""
-        self._transport.abortConnection()
+        """Hang up rudely, unless they are gone."""
+        if not self._lost:
+            self._transport.abortConnection()
 
     def connectionMade(self) -> None:
         """Somebody came."""
@@ -81,6 +83,7 @@ class Visit(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """They left."""
+        self._lost = True
         self._server.open -= 1
 
     @property
