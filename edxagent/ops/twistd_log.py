@@ -57,8 +57,8 @@ class LoggedService(MultiService):
 def use_log_config(config: LogConfig, twistd: Mapping[str, Any] | None, reactor: IReactorFromThreads) -> MultiService:
     """A service to return from ``makeService``, with the real ones hung into it.
 
-    :param twistd: twistd's own options: the ``parent`` of the plugin's, if it has one. With ``--logger``, and under anything that
-        isn't twistd, such as ``twist``, logging stays as it is.
+    :param twistd: twistd's own options: the ``parent`` of the plugin's, if it has one. With ``--logger``, and under
+        anything that isn't twistd, such as ``twist``, logging stays as it is.
     :raises ConfigError: the log can't be written where twistd's options say.
     """
     if not twistd or "nodaemon" not in twistd or twistd["logger"]:
