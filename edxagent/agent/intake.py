@@ -59,16 +59,18 @@ class Intake:
 
     async def close(self) -> None:
         """Take no more; what is held but not begun goes back. Returns when the broker will send no more."""
-        self._keepers.cancel()
-        for lane in list(self._lanes.values()):
-            await lane.close()
+        self._close_lanes()
+        await self._errands.when_idle()
 
     def abandon(self) -> None:
         """The session is lost: what is held and not begun will come again from the broker."""
-        self._keepers.cancel()
-        for lane in list(self._lanes.values()):
-            lane.give_back()
+        self._close_lanes()
         self._errands.cancel()
+
+    def _close_lanes(self) -> None:
+        self._keepers.cancel()
+        for lane in self._lanes.values():
+            lane.close()
 
     async def _keep(self, queue: str) -> None:
         pause = FIRST_PAUSE
@@ -79,7 +81,7 @@ class Intake:
                 self._lanes[queue] = lane
                 lane.feed()
                 error = await lane.when_broken()
-                lane.give_back()
+                lane.close()
                 pause = FIRST_PAUSE
             except BrokerError as refused:
                 error = refused

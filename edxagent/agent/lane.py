@@ -1,16 +1,16 @@
 """One queue's side of the intake: when to ask the broker for one more request, and when to hold back.
 
-A lane takes requests through consumers that may hold one request each (``prefetch`` 1). A consumer whose request is
-settled may be sent the next one: it has *credit*. The rules:
+*Alone* (nobody waits for a slot) a lane takes requests through consumers that may hold one request each. A consumer whose
+request is settled may be sent the next one: it has *credit*. With every slot busy one credit, or one held request, is
+enough to have work at hand when a slot comes free; while slots are free there may be as many spare credits as free
+slots, all lanes together, and they are withdrawn as the slots fill. So a lane alone costs the broker nothing but acks.
 
-* A lane waits with one credit, or holds one request that waits for a slot; never both, while every slot is busy. So
-  what another agent could grade isn't hoarded here, and yet the next request is at hand when a slot comes free.
-* While slots are free a lane may have as many spare credits as there are free slots (all lanes together): a settled
-  request's consumer just stays. They are withdrawn as the slots fill.
-* With every slot busy, the next request to hold is fetched by ``basic.get``, which costs the broker less than a consumer
-  that is made and cancelled again; a consumer is made only where the queue is empty.
-* A request held too long goes back. The lane then *rests*: it takes its turn for a slot first, and asks for a request
-  only when it has one, so that no request travels to and fro.
+*In company* (other lanes wait for slots too) a lane queues up for its turn even when it has no request at hand, so that
+slots go by weight and not to whoever's request happens to be here. It fetches by ``basic.get``: one request to hold, or
+else one for each slot that it was given. An empty queue makes it leave its turn and wait with one consumer.
+
+Never more than one request a lane waits here for a slot, so that other agents get the rest. One that waited too long goes
+back, and the lane *queues up empty-handed*: it asks again only when it has a slot, so that no request travels to and fro.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class _Consumer:
     tag: str | None = None
     credit: bool = False
     leaving: bool = False
-    opening: Deferred[None] | None = None
 
 
 class Lane:
@@ -110,8 +109,10 @@ class Lane:
         self._consumers: dict[_Consumer, None] = {}
         self._credits = 0
         self._held: dict[HeldDelivery, None] = {}
-        self._fetching = False
-        self._rest: Deferred[None] | None = None
+        self._gets = 0
+        self._given = 0
+        self._empty = False
+        self._turn: Deferred[None] | None = None
         self._closed = False
         self._broken: Deferred[BrokerError] = Deferred()
 
@@ -123,35 +124,28 @@ class Lane:
         """Ask for one more request, if it is still wanted."""
         if not self._wanting:
             return
-        if self._slots.free:
-            self._launch_consumer()
+        if self._slots.waiting:
+            self._queue_up()
+            self._fetch_soon()
         else:
-            self._fetching = True
-            self._tasks.launch(self._fetch(), f"basic.get from {self.queue}")
+            self._launch_consumer()
 
     def drop_spare(self) -> None:
         """Cancel one consumer that has credit."""
         self._leave(next(consumer for consumer in self._consumers if consumer.credit))
 
-    async def close(self) -> None:
-        """Take no more; what is held but not begun goes back; returns when the broker will send no more."""
+    def close(self) -> None:
+        """Take no more; what is held and not begun goes back, now or as it comes in."""
         self._closed = True
-        if self._rest is not None:
-            self._rest.cancel()
-        leaving = [self._leave(consumer) for consumer in list(self._consumers)]
-        self.give_back()
-        for left in leaving:
-            if left is not None:
-                await left
-
-    def give_back(self) -> None:
-        """Cancel what is held and not begun."""
+        self._leave_turn()
+        for consumer in list(self._consumers):
+            self._leave(consumer)
         for held in list(self._held):
             held.cancel()
 
     @property
     def _wanting(self) -> bool:
-        return not (self._closed or self._credits or self._held or self._fetching or self._rest)
+        return not (self._closed or self._credits or self._held or self._gets or self._turn)
 
     def _want(self) -> None:
         if self._wanting:
@@ -168,7 +162,7 @@ class Lane:
         consumer = _Consumer()
         self._consumers[consumer] = None
         self._set_credit(consumer, True)
-        consumer.opening = self._tasks.launch(self._consume(consumer), f"consuming {self.queue}")
+        self._tasks.launch(self._consume(consumer), f"consuming {self.queue}")
 
     async def _consume(self, consumer: _Consumer) -> None:
         try:
@@ -185,26 +179,64 @@ class Lane:
         except BrokerError as error:
             self._break(error)
 
+    def _queue_up(self) -> None:
+        if self._turn is None and not self._closed:
+            self._turn = self._slots.acquire(self.queue)
+            self._tasks.launch(self._take_turn(self._turn), f"waiting for a slot for {self.queue}")
+
+    def _leave_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+
+    async def _take_turn(self, turn: Deferred[None]) -> None:
+        try:
+            await turn
+        except CancelledError:
+            return
+        finally:
+            self._turn = None
+        self._given += 1
+        if self._slots.waiting and not self._empty:
+            self._queue_up()
+        if self._gets < self._given:
+            self._fetch_soon()
+
+    def _fetch_soon(self) -> None:
+        self._gets += 1
+        self._tasks.launch(self._fetch(), f"basic.get from {self.queue}")
+
     async def _fetch(self) -> None:
+        delivery = None
         try:
             delivery = await self._port.get()
         except BrokerError as error:
             self._break(error)
-            return
+        except CancelledError:
+            pass  # the session is gone
         finally:
-            self._fetching = False
+            self._gets -= 1
         if delivery is not None:
-            self._arrived(None, delivery)
-        elif self._wanting:
+            given = self._given > 0
+            self._arrived(None, delivery, given)
+            if given:
+                self._given -= 1
+                self._slots.hand_over(self.queue)
+            return
+        while self._given > self._gets:
+            self._given -= 1
+            self._slots.release()
+        # Two lanes that both queue up again before they know would keep each other in company for ever.
+        self._empty = True
+        self._leave_turn()
+        if self._wanting and not self._broken.called:
             self._launch_consumer()
 
-    def _leave(self, consumer: _Consumer) -> Deferred[None] | None:
+    def _leave(self, consumer: _Consumer) -> None:
         self._set_credit(consumer, False)
         self._consumers.pop(consumer, None)
         consumer.leaving = True
-        if consumer.tag is None:  # its consume-ok isn't here yet: _consume will cancel it
-            return consumer.opening
-        return self._tasks.launch(self._cancel(consumer.tag), f"cancelling a consumer of {self.queue}")
+        if consumer.tag is not None:  # otherwise its consume-ok isn't here yet, and _consume will cancel it
+            self._tasks.launch(self._cancel(consumer.tag), f"cancelling a consumer of {self.queue}")
 
     def _ended(self, consumer: _Consumer, reason: BrokerError) -> None:
         self._set_credit(consumer, False)
@@ -215,10 +247,11 @@ class Lane:
         if not self._broken.called:
             self._broken.callback(reason)
 
-    def _arrived(self, consumer: _Consumer | None, delivery: IDelivery) -> None:
+    def _arrived(self, consumer: _Consumer | None, delivery: IDelivery, given: bool = False) -> None:
         if consumer is not None:
             self._set_credit(consumer, False)
-        crowded = bool(self._held) and not self._slots.free  # it crossed our cancel on the way
+        self._empty = False
+        crowded = self._held and not self._slots.free and not given  # it crossed our cancel on the way
         if self._closed or crowded:
             if consumer is not None and not consumer.leaving:
                 self._leave(consumer)
@@ -227,12 +260,19 @@ class Lane:
         held = HeldDelivery(self, delivery, consumer)
         self._held[held] = None
         held.follow(self._receive(held))
+        if held in self._held and not given:
+            self._leave_turn()  # the request waits for a slot itself
 
     def begun(self, held: HeldDelivery) -> None:
         """A slot was taken for ``held``."""
         self._held.pop(held, None)
         self._spares.withdraw()
-        self._want()
+        if self._slots.waiting and not self._held:
+            self._queue_up()  # now, not soon: the next slot may be given away within this turn of the reactor
+            if not (self._gets or self._credits):
+                self._fetch_soon()
+        else:
+            self._want()
 
     def settling(self, held: HeldDelivery, consumer: _Consumer | None, returning: bool) -> None:
         """``held`` is about to be acked or given back: decide what becomes of its consumer, before the broker sees it."""
@@ -243,23 +283,9 @@ class Lane:
                 self._set_credit(consumer, True)
             else:
                 self._leave(consumer)
-        if returning and waited and not self._closed and self._rest is None:
-            self._rest = self._slots.acquire(self.queue)
-            self._tasks.launch(self._take_turn(self._rest), f"waiting for a slot for {self.queue}")
+        if returning and waited:
+            self._queue_up()
         self._want()
-
-    async def _take_turn(self, turn: Deferred[None]) -> None:
-        try:
-            await turn
-        except CancelledError:
-            return
-        finally:
-            self._rest = None
-        self._fetching = True
-        try:
-            await self._fetch()
-        finally:
-            self._slots.hand_over(self.queue)
 
 
 @implementer(IHeldDelivery)

@@ -7,7 +7,8 @@ from typing import Any
 
 from attrs import evolve, frozen
 from twisted.internet.defer import CancelledError
-from twisted.internet.defer import TimeoutError as TwistedTimeoutError
+from twisted.internet.defer import TimeoutError as TimeIsOver
+from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -95,7 +96,7 @@ class SubmissionLife:
             for message in self._messages(delivery, ending, phases):
                 await self._results.publish(message)
             done_with = True
-        except (CancelledError, TwistedTimeoutError):
+        except (CancelledError, TimeIsOver):
             ending = Ending(outcome=Outcome.CANCELLED, reason="it goes back to its queue")
             done_with = await self._give_back_as_new(delivery)
         finally:

@@ -8,7 +8,8 @@ from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as TwistedTimeoutError
+from twisted.internet.defer import TimeoutError as TimeIsOver
+from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.logger import Logger
 
 from edxagent.agent.intake import Intake
@@ -126,7 +127,7 @@ class AgentService(Service):
         self._draining = self._lives.when_idle()
         try:
             await self._draining.addTimeout(seconds, self._clock)
-        except (CancelledError, TwistedTimeoutError):
+        except (CancelledError, TimeIsOver):
             return False
         finally:
             self._draining = None
