@@ -67,7 +67,7 @@ def makeService(options: Options) -> IService:
     from edxagent.agent import make_agent_service
     from edxagent.config.agent import read_agent_config
     from edxagent.graders.registry import find_factory
-    from edxagent.ops.logs import use_log_config
+    from edxagent.ops.twistd_log import use_log_config
 
     # The reactor's own clock is the wall clock: when that jumps, every deadline and heartbeat would fire at once.
     reactor.seconds = time.monotonic  # type: ignore[attr-defined]
@@ -79,6 +79,7 @@ def makeService(options: Options) -> IService:
             find_factory=find_factory,
             overrides=options.config_overrides(),
         )
+        logged = use_log_config(config.log, options.parent, reactor)
         agent = make_agent_service(config, reactor, on_refused=lambda refused: status.stop(EXIT_REFUSED))
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -86,9 +87,9 @@ def makeService(options: Options) -> IService:
     except ValueError as error:
         print(f"{options['config']} [grader]: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
-    use_log_config(config.log)
     reactor.callWhenRunning(_handle_signals, reactor, agent.hurry)  # type: ignore[attr-defined]
-    return agent
+    agent.setServiceParent(logged)
+    return logged
 
 
 class ExitStatus:

@@ -18,7 +18,7 @@ from edxagent.agent.lane import HeldDelivery
 from edxagent.interfaces import IDelivery, IHeldDelivery
 from edxagent.limits import FairSlots
 from edxagent.tasks import Tasks
-from edxagent.testing.memory import MemoryBroker, MemoryDelivery
+from edxagent.testing.memory import MemoryBroker, MemoryDelivery, MemoryPort
 
 HOLD_LIMIT = 10.0
 
@@ -50,7 +50,7 @@ class Agent:
             clock=clock,
         )
 
-    async def open_port(self, queue: str):
+    async def open_port(self, queue: str, failed: bool) -> MemoryPort:
         """A port for a queue."""
         self.broker.declare(queue)
         return self.broker.port(queue)

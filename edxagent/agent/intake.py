@@ -26,7 +26,7 @@ LONGEST_PAUSE = 30.0
 class Intake:
     """The lanes of one session.
 
-    :param open_port: opens a channel for a queue, having seen to it that the queue exists.
+    :param open_port: opens a channel for a queue; told ``True`` after a failure, when the queue may have gone.
     :param receive: takes a held delivery through its life; fires when it has ended.
     """
 
@@ -36,7 +36,7 @@ class Intake:
         self,
         *,
         queues: tuple[str, ...],
-        open_port: Callable[[str], Coroutine[Deferred[Any], Any, QueuePort]],
+        open_port: Callable[[str, bool], Coroutine[Deferred[Any], Any, QueuePort]],
         slots: FairSlots,
         receive: Callable[[IHeldDelivery], Deferred[None]],
         clock: IReactorTime,
@@ -74,9 +74,10 @@ class Intake:
 
     async def _keep(self, queue: str) -> None:
         pause = FIRST_PAUSE
+        failed = False
         while True:
             try:
-                port = await self._open_port(queue)
+                port = await self._open_port(queue, failed)
                 lane = self._lane(queue, port)
                 self._lanes[queue] = lane
                 lane.feed()
@@ -85,6 +86,7 @@ class Intake:
                 pause = FIRST_PAUSE
             except BrokerError as refused:
                 error = refused
+            failed = True
             self._log.warn(
                 "no requests from {queue} for now: {reason}; again in {pause:g} s",
                 queue=queue,

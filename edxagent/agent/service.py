@@ -140,7 +140,7 @@ class AgentService(Service):
             return
         intake = Intake(
             queues=tuple(queue.name for queue in self._config.queues),
-            open_port=lambda queue: self._open_port(session, queue),
+            open_port=lambda queue, failed: self._open_port(session, queue, failed),
             slots=self._slots,
             receive=self._receive,
             clock=self._clock,
@@ -149,8 +149,9 @@ class AgentService(Service):
         intake.open()
         session.when_lost().addCallback(lambda _: intake.abandon())
 
-    async def _open_port(self, session: Session, queue: str) -> QueuePort:
-        await ensure_request_queue(session, self._config.broker, queue)
+    async def _open_port(self, session: Session, queue: str, failed: bool) -> QueuePort:
+        if failed:
+            await ensure_request_queue(session, self._config.broker, queue)
         return ChannelPort(await session.open_channel(), queue)
 
     def _receive(self, delivery: IHeldDelivery) -> Deferred[None]:
