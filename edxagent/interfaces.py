@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
+from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from edxagent.model import GraderRequest, GraderResponse, Message, Properties
@@ -17,7 +18,9 @@ class IGrader(Interface):
     A provider that is also an ``IService`` is started before the first submission and stopped after the last.
     """
 
-    def grade(request: GraderRequest) -> Awaitable[GraderResponse]:
+    def grade(
+        request: GraderRequest,
+    ) -> Coroutine[Deferred[Any], Any, GraderResponse] | Deferred[GraderResponse]:
         """Grade one submission. Many calls may be under way at once.
 
         Write it as ``async def``, or return a Deferred; the caller passes the result to ``ensureDeferred``.
@@ -49,9 +52,9 @@ class GraderTools:
 class IGraderFactory(Interface):
     """A kind of grader that ``[grader] kind`` can name. Found through ``twisted.plugin`` or a dotted name."""
 
-    kind: str = Attribute("The word for ``kind =``, such as ``http``.")  # type: ignore[assignment]
-    keys: Sequence[Any] = Attribute(  # type: ignore[assignment]
-        "Sequence of :class:`edxagent.config.keys.Key`: the keys of ``[grader]`` that this kind understands, beside ``kind`` and ``timeout``."
+    kind: str = Attribute("The word for ``kind =``, such as ``http``.")
+    keys: Sequence[Any] = Attribute(
+        "The keys of ``[grader]`` for this kind, beside ``kind`` and ``timeout``: :class:`edxagent.config.keys.Key`."
     )
 
     def build(options: Mapping[str, Any], tools: GraderTools) -> IGrader:
@@ -64,10 +67,10 @@ class IGraderFactory(Interface):
 class IDelivery(Interface):
     """A request that the broker handed to us and that is ours until we settle it, once."""
 
-    queue: str = Attribute("The name of the queue that it came from.")  # type: ignore[assignment]
-    body: bytes = Attribute("The message's body.")  # type: ignore[assignment]
-    properties: Properties = Attribute("The message's properties.")  # type: ignore[assignment]
-    redelivered: bool = Attribute("Whether the broker handed it out before.")  # type: ignore[assignment]
+    queue: str = Attribute("The name of the queue that it came from.")
+    body: bytes = Attribute("The message's body.")
+    properties: Properties = Attribute("The message's properties.")
+    redelivered: bool = Attribute("Whether the broker handed it out before.")
 
     def ack() -> bool:
         """Tell the broker that the request is done with.

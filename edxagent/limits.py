@@ -112,7 +112,7 @@ class DeadlineGrader:
 
         :raises GraderTimedOut: the time was over.
         """
-        work = ensureDeferred(self._grader.grade(request))  # type: ignore[arg-type]  # any awaitable it takes
+        work: Deferred[GraderResponse] = ensureDeferred(self._grader.grade(request))
         expired = False
 
         def expire() -> None:

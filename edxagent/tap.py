@@ -1,4 +1,4 @@
-"""The composition root of ``twistd edxagent``: the only room that reaches for the reactor, the clock and the signals."""
+"""The composition root of ``twistd edxagent``: the one room that reaches for reactor, clock and signals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, ClassVar
 
 from twisted.application.service import IService
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 from twisted.python import usage
 
-from edxagent.errors import BrokerRefused, ConfigError
+from edxagent.errors import ConfigError
 
 EXIT_CONFIG = 2
 EXIT_REFUSED = 3
@@ -32,19 +34,19 @@ class Options(usage.Options):
         f"Exit status: {EXIT_CONFIG} the configuration can't be used, {EXIT_REFUSED} the broker refused something that "
         "a person must mend, 143 and 130 stopped by TERM and INT."
     )
-    optParameters = [
+    optParameters: ClassVar = [
         ["config", "c", "etc/agent.ini", "The configuration file."],
         ["name", None, None, "Overrides [agent] name."],
         ["concurrency", None, None, "Overrides [agent] concurrency."],
-        ["broker", None, None, "Overrides [broker] urls; must hold no password."],
+        ["broker-urls", None, None, "Overrides [broker] urls; must hold no password."],
         ["grader-url", None, None, "Overrides [grader] url."],
-        ["log-level", None, None, "Overrides [log] level: debug, info, warn, error."],
+        ["log-level", None, None, "Overrides [log] level: debug, info, warn, error or critical."],
         ["log-format", None, None, "Overrides [log] format: text or json."],
     ]
-    overrides = {
+    overrides: ClassVar = {
         "name": "agent.name",
         "concurrency": "agent.concurrency",
-        "broker": "broker.urls",
+        "broker-urls": "broker.urls",
         "grader-url": "grader.url",
         "log-level": "log.level",
         "log-format": "log.format",
@@ -62,15 +64,16 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The agent, for ``twistd``."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor as twisted_reactor
 
     from edxagent.agent import make_agent_service
     from edxagent.config.agent import read_agent_config
     from edxagent.graders.registry import find_factory
     from edxagent.ops.twistd_log import use_log_config
 
+    reactor: Any = twisted_reactor
     # The reactor's own clock is the wall clock: when that jumps, every deadline and heartbeat would fire at once.
-    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    reactor.seconds = time.monotonic
     status = ExitStatus(reactor)
     try:
         config = read_agent_config(
@@ -87,7 +90,7 @@ def makeService(options: Options) -> IService:
     except ValueError as error:
         print(f"{options['config']} [grader]: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
-    reactor.callWhenRunning(_handle_signals, reactor, agent.hurry)  # type: ignore[attr-defined]
+    reactor.callWhenRunning(_handle_signals, reactor, agent.hurry)
     agent.setServiceParent(logged)
     return logged
 
@@ -117,22 +120,24 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def _handle_signals(reactor: Any, hurry: Any) -> None:
+def _handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
     """Around Twisted's handlers, which complain about a second TERM and know no HUP."""
-    def stop(number: int, frame: Any) -> None:
+    stopping: list[int] = []
+    # Twisted has installed its own by now, as twistd asked it to.
+    first: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
         stopping.append(number)
         if len(stopping) == 1:
-            twisted_handlers[number](number, frame)
+            first[number](number, frame)
         else:
             reactor.callFromThread(hurry)
 
-    def hang_up(number: int, frame: Any) -> None:
+    def hang_up(number: int, frame: FrameType | None) -> None:
         reactor.callFromThread(
             _log.warn, "HUP is ignored: to have a changed configuration read, stop the agent and start it again"
         )
 
-    stopping: list[int] = []
-    twisted_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in twisted_handlers:
+    for number in first:
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, hang_up)

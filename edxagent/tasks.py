@@ -23,7 +23,7 @@ class Tasks:
         return len(self._running)
 
     def launch(self, coroutine: Coroutine[Deferred[Any], Any, None], what: str) -> Deferred[None]:
-        """Run ``coroutine``; the Deferred fires with ``None`` when it has ended, however it did. Cancelling it cancels."""
+        """Run ``coroutine``; the Deferred fires with ``None`` when it has ended, however that was."""
         task = Deferred.fromCoroutine(coroutine)
         self._running.add(task)
         task.addErrback(self._report, what)
@@ -37,7 +37,7 @@ class Tasks:
 
     def when_idle(self) -> Deferred[None]:
         """Fires when nothing is under way; cancelling stops the waiting only."""
-        waiter: Deferred[None] = Deferred(lambda waiter: self._waiters.remove(waiter))
+        waiter: Deferred[None] = Deferred(self._waiters.remove)
         self._waiters.append(waiter)
         self._tell()
         return waiter

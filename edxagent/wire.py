@@ -128,7 +128,14 @@ def grader_request(submission: Submission) -> GraderRequest:
 
 
 def encode_request(
-    *, queue: str, submission: str, header: str, body: str, files: str = "{}", timestamp: int, reply_to: str | None = None
+    *,
+    queue: str,
+    submission: str,
+    header: str,
+    body: str,
+    files: str = "{}",
+    timestamp: int,
+    reply_to: str | None = None,
 ) -> Message:
     """A request as a producer publishes it."""
     envelope = _Envelope(xqueue_header=header, xqueue_body=body, xqueue_files=files)
@@ -139,9 +146,7 @@ def encode_request(
         timestamp=timestamp,
         reply_to=reply_to,
     )
-    return Message(
-        exchange=REQUESTS_EXCHANGE, routing_key=queue, body=_encoder.encode(envelope), properties=properties
-    )
+    return Message(exchange=REQUESTS_EXCHANGE, routing_key=queue, body=_encoder.encode(envelope), properties=properties)
 
 
 def encode_result(

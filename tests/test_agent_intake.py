@@ -1,4 +1,4 @@
-"""Tests for :mod:`edxagent.agent.intake` and :mod:`edxagent.agent.lane`: who is asked for how much, on a turned clock."""
+"""Tests for :mod:`edxagent.agent.intake` and :mod:`edxagent.agent.lane`, on a clock that the tests turn."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class DisposeTests(SynchronousTestCase):
         self.assertTrue(dispose(Outcome.GRADED, tell_learner={"graded": False}).tell_learner)
 
     def test_no_poison_circle(self) -> None:
-        """Nothing goes back to its queue but what the agent itself cancelled, and what goes back isn't published too."""
+        """Nothing goes back to its queue but what the agent itself cancelled; that is published nowhere else."""
         for outcome in Outcome:
             row = dispose(outcome, tell_learner={})
             self.assertEqual(row.requeue, outcome is Outcome.CANCELLED)

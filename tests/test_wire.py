@@ -9,7 +9,7 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from edxagent.errors import MalformedRequest
-from edxagent.model import Outcome, Properties, Verdict
+from edxagent.model import Message, Outcome, Properties, Verdict
 from edxagent.wire import (
     MAX_REASON,
     Phases,
@@ -27,6 +27,7 @@ from edxagent.wire import (
 HEADER = '{"lms_callback_url": "http://lms/", "lms_key": "secret", "queue_name": "q"}'
 INNER = {"student_info": "{}", "grader_payload": "not json", "student_response": "prínt(1)"}
 LIMIT = 10_000
+PLAIN = Properties()
 
 
 def request(**changes: object) -> bytes:
@@ -43,7 +44,7 @@ def inner(**changes: object) -> str:
 class DecodeRequestTests(SynchronousTestCase):
     """What is a request, and what is malformed."""
 
-    def refused(self, body: bytes, properties: Properties = Properties(message_id="1")) -> MalformedRequest:
+    def refused(self, body: bytes, properties: Properties = PLAIN) -> MalformedRequest:
         """The error for a body that must not be accepted."""
         return self.assertRaises(MalformedRequest, decode_request, body, properties, "q", LIMIT)
 
@@ -154,7 +155,9 @@ class DecodeRequestTests(SynchronousTestCase):
 
     def test_round_trip(self) -> None:
         """What ``encode_request`` writes is read back."""
-        message = encode_request(queue="q", submission="7", header=HEADER, body=inner(), files='{"a": "u"}', timestamp=1)
+        message = encode_request(
+            queue="q", submission="7", header=HEADER, body=inner(), files='{"a": "u"}', timestamp=1
+        )
         submission = decode_request(message.body, message.properties, "q", LIMIT)
         self.assertEqual((submission.id, submission.header, submission.files), ("7", HEADER, '{"a": "u"}'))
         self.assertEqual((message.exchange, message.routing_key), ("grading.requests", "q"))
@@ -173,7 +176,7 @@ class AttemptTests(SynchronousTestCase):
 class EncodeResultTests(SynchronousTestCase):
     """A verdict as the LMS side gets it."""
 
-    def message(self, request: Properties = Properties()):
+    def message(self, request: Properties = PLAIN) -> Message:
         """A result for a request with such properties."""
         return encode_result(
             routing_key="grading.results",
@@ -231,7 +234,7 @@ class EncodeResultTests(SynchronousTestCase):
 class EncodeDeadLetterTests(SynchronousTestCase):
     """A request that got no verdict."""
 
-    def message(self, reason: str = "why"):
+    def message(self, reason: str = "why") -> Message:
         """The dead letter of a request."""
         return encode_dead_letter(
             queue="q",

@@ -108,7 +108,7 @@ class Intake:
         )
 
     def _feed_soon(self, lane: Lane) -> None:
-        """Feed at the end of this turn of the reactor: an ack that is just being made may give the lane its credit back."""
+        """Feed at the end of this turn of the reactor: an ack that is being made may give the lane its credit back."""
         if not self._hungry:
             self._clock.callLater(0, self._feed)
         self._hungry[lane] = None
@@ -117,4 +117,3 @@ class Intake:
         hungry, self._hungry = self._hungry, {}
         for lane in hungry:
             lane.feed()
-

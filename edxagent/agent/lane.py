@@ -1,16 +1,18 @@
 """One queue's side of the intake: when to ask the broker for one more request, and when to hold back.
 
-*Alone* (nobody waits for a slot) a lane takes requests through consumers that may hold one request each. A consumer whose
-request is settled may be sent the next one: it has *credit*. With every slot busy one credit, or one held request, is
-enough to have work at hand when a slot comes free; while slots are free there may be as many spare credits as free
-slots, all lanes together, and they are withdrawn as the slots fill. So a lane alone costs the broker nothing but acks.
+*Alone* (nobody waits for a slot) a lane takes requests through consumers that may hold one request each. A consumer
+whose request is settled may be sent the next one: it has *credit*. With every slot busy one credit, or one held
+request, is enough to have work at hand when a slot comes free; while slots are free there may be as many spare credits
+as free slots, all lanes together, and they are withdrawn as the slots fill. So a lane alone costs the broker nothing
+but acks.
 
 *In company* (other lanes wait for slots too) a lane queues up for its turn even when it has no request at hand, so that
 slots go by weight and not to whoever's request happens to be here. It fetches by ``basic.get``: one request to hold, or
 else one for each slot that it was given. An empty queue makes it leave its turn and wait with one consumer.
 
-Never more than one request a lane waits here for a slot, so that other agents get the rest. One that waited too long goes
-back, and the lane *queues up empty-handed*: it asks again only when it has a slot, so that no request travels to and fro.
+Never more than one request a lane waits here for a slot, so that other agents get the rest. One that waited too long
+goes back, and the lane *queues up empty-handed*: it asks again only when it has a slot, so that no request travels to
+and fro.
 """
 
 from __future__ import annotations
@@ -275,7 +277,7 @@ class Lane:
             self._want()
 
     def settling(self, held: HeldDelivery, consumer: _Consumer | None, returning: bool) -> None:
-        """``held`` is about to be acked or given back: decide what becomes of its consumer, before the broker sees it."""
+        """``held`` is about to be acked or given back: decide what becomes of its consumer before the broker sees it."""
         waited = held in self._held
         self._held.pop(held, None)
         if consumer is not None and not consumer.leaving:

@@ -8,7 +8,6 @@ from typing import Any
 from attrs import evolve, frozen
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as TimeIsOver
-from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -32,8 +31,8 @@ from edxagent.wire import (
 )
 
 MANY_RETURNS = 10
-"""From this ``x-delivery-count`` on a request goes back as a new message: a broker drops one that was returned too often
-(RabbitMQ's quorum queues count each return towards ``x-delivery-limit``, 20 by default from 4.0 on)."""
+"""From this ``x-delivery-count`` on a request goes back as a new message: a broker drops one that was returned too
+often (RabbitMQ's quorum queues count each return towards ``x-delivery-limit``, 20 by default from 4.0 on)."""
 
 
 @frozen(kw_only=True)

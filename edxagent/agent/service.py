@@ -9,7 +9,6 @@ from typing import Any
 from twisted.application.service import IService, Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimeIsOver
-from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.logger import Logger
 
 from edxagent.agent.intake import Intake
