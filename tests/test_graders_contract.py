@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from twisted.trial.unittest import TestCase
@@ -57,7 +56,7 @@ class CommandGraderTests(GraderContractTests, SlowGraderContractTests, FailingGr
 
     def setUp(self) -> None:
         """Have a folder for working folders."""
-        self.work_dir = tempfile.mkdtemp()
+        self.work_dir = self.mktemp()
 
     def running(self, script: str) -> Any:
         """A grader that runs a shell script."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tempfile
 from base64 import b64encode
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -400,9 +399,10 @@ class TLSTests(ServerTests):
             .public_bytes(Encoding.PEM)
         )
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        with tempfile.NamedTemporaryFile(delete=False) as file:
+        name = self.mktemp()
+        with open(name, "wb") as file:
             file.write(certificate)
-        return PrivateCertificate.loadPEM(certificate + secret), file.name
+        return PrivateCertificate.loadPEM(certificate + secret), name
 
     async def test_trusted(self) -> None:
         """A certificate from a trusted authority, for that host, will do; its connection is kept too."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import textwrap
 from typing import Any
 
@@ -50,7 +49,8 @@ class FindFactoryTests(SynchronousTestCase):
 
     def plugin(self, name: str, source: str) -> None:
         """Put a module among Twisted's plugins, for this test."""
-        folder = tempfile.mkdtemp()
+        folder = os.path.abspath(self.mktemp())
+        os.mkdir(folder)
         with open(os.path.join(folder, f"{name}.py"), "w") as file:
             file.write(textwrap.dedent(source))
         twisted.plugins.__path__.append(folder)

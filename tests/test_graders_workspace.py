@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -16,7 +15,7 @@ class WorkspaceTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Have a place for the folders, which doesn't exist yet."""
-        self.base = os.path.join(tempfile.mkdtemp(), "work")
+        self.base = os.path.abspath(self.mktemp())
 
     def workspace(self) -> Workspace:
         """A workspace of one more agent."""
@@ -68,7 +67,9 @@ class WorkspaceTests(SynchronousTestCase):
 
     def test_linked_base(self) -> None:
         """A base that is a symbolic link is refused: somebody else may have put it there."""
-        os.symlink(tempfile.mkdtemp(), self.base)
+        target = self.mktemp()
+        os.mkdir(target)
+        os.symlink(os.path.abspath(target), self.base)
         self.assertRaises(PermissionError, self.workspace().make)
 
 
@@ -77,7 +78,8 @@ class RemoveTreeTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Have a folder, and something outside that must survive."""
-        self.home = tempfile.mkdtemp()
+        self.home = os.path.abspath(self.mktemp())
+        os.mkdir(self.home)
         self.top = os.path.join(self.home, "top")
         os.mkdir(self.top)
         self.outside = os.path.join(self.home, "outside")

@@ -125,7 +125,10 @@ class CommandGrader(Service):
         return self._removals.when_idle().addCallback(lambda _: self._workspace.close())
 
     async def grade(self, request: GraderRequest) -> GraderResponse:
-        """See :meth:`edxagent.interfaces.IGrader.grade`. Cancelled, it ends when the process is gone."""
+        """See :meth:`edxagent.interfaces.IGrader.grade`.
+
+        Cancelled, it ends when the process is gone; cancelled again, it doesn't wait for TERM to be heeded.
+        """
         try:
             folder = self._workspace.make()
         except OSError as error:
@@ -134,12 +137,7 @@ class CommandGrader(Service):
         child = Child(self._reactor, submission_line(request), self._leash)
         try:
             self._spawn(child, launcher, folder)
-            try:
-                await child.when_gone()
-            except CancelledError:
-                child.stop()
-                await child.when_gone()
-                raise
+            await self._end_of(child)
         finally:
             self._discard(folder)
         if child.tails[STDERR] or child.tails[STDOUT]:
@@ -161,6 +159,17 @@ class CommandGrader(Service):
             self._reactor.spawnProcess(child, arguments[0], arguments, environment, childFDs=CHILD_FDS)
         except OSError as error:
             raise GraderUnavailable(f"no process could be started: {error.strerror or error}") from error
+
+    async def _end_of(self, child: Child) -> None:
+        cancelled = False
+        while not child.gone:
+            try:
+                await child.when_gone()
+            except CancelledError:
+                cancelled = True
+                child.stop()
+        if cancelled:
+            raise CancelledError()
 
     def _discard(self, folder: str) -> None:
         try:

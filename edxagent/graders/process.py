@@ -39,6 +39,7 @@ class Child(ProcessProtocol):
 
     :ivar exit_status: ``None`` while it runs, and when a signal ended it.
     :ivar exit_signal: the number of the signal that ended it, or ``None``.
+    :ivar gone: whether it has ended, and nothing is held for it any more.
     :ivar overflow: whether it was killed for saying too much on the verdict's descriptor.
     """
 
@@ -49,7 +50,7 @@ class Child(ProcessProtocol):
         self._pid = 0
         self._exited = False
         self._stopping = False
-        self._gone = False
+        self.gone = False
         self._timer: IDelayedCall | None = None
         self._waiters: list[Deferred[None]] = []
         self.exit_status: int | None = None
@@ -62,15 +63,17 @@ class Child(ProcessProtocol):
         """Fires when it has ended and all that was held for it is let go. Cancelling stops the waiting only."""
         waiter: Deferred[None] = Deferred()
         self._waiters.append(waiter)
-        if self._gone:
+        if self.gone:
             waiter.callback(None)
         return waiter
 
     def stop(self) -> None:
-        """End it: TERM, and KILL if it is still there ``kill_after`` later, to its whole group."""
+        """End it: TERM, and KILL if it is still there ``kill_after`` later, or when told again; to its whole group."""
         if self._exited:
             self._set_timer(0, self._let_go)
-        elif not self._stopping:
+        elif self._stopping:
+            self._kill()
+        else:
             self._stopping = True
             self._signal(signal.SIGTERM)
             self._set_timer(self._leash.kill_after, self._kill)
@@ -144,9 +147,9 @@ class Child(ProcessProtocol):
         Amid a round of epoll's events it would free descriptors that the events to come may speak of, and the next
         process would get both.
         """
-        if self._gone:
+        if self.gone:
             return
-        self._gone = True
+        self.gone = True
         self._cancel_timer()
         # Not loseConnection(), which would wait until a process that was left behind has read all of its stdin.
         for pipe in list(self._process.pipes.values()):
