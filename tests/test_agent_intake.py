@@ -13,8 +13,8 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from edxagent.agent.held import HeldDelivery
 from edxagent.agent.intake import Intake
-from edxagent.agent.lane import HeldDelivery
 from edxagent.interfaces import IDelivery, IHeldDelivery
 from edxagent.limits import FairSlots
 from edxagent.tasks import Tasks
@@ -305,4 +305,6 @@ class IntakeTests(SynchronousTestCase):
         self.run_for(0.1)
         self.assertIsInstance(taken[0], MemoryDelivery)
         verifyObject(IDelivery, taken[0])
-        verifyObject(IHeldDelivery, HeldDelivery(None, taken[0], None))
+        verifyObject(
+            IHeldDelivery, HeldDelivery(taken[0], begun=lambda held: None, settling=lambda held, returning: None)
+        )

@@ -13,7 +13,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from edxagent.agent.lane import Lane, QueuePort, Spares
+from edxagent.agent.lane import Lane, QueuePort
+from edxagent.agent.spares import Spares
 from edxagent.errors import BrokerError
 from edxagent.interfaces import IHeldDelivery
 from edxagent.limits import FairSlots

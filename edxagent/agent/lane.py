@@ -23,12 +23,12 @@ from typing import Protocol
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
-from zope.interface import implementer
 
+from edxagent.agent.held import HeldDelivery
+from edxagent.agent.spares import Spares
 from edxagent.errors import BrokerError
 from edxagent.interfaces import IDelivery, IHeldDelivery
 from edxagent.limits import FairSlots
-from edxagent.model import Properties
 from edxagent.tasks import Tasks
 
 
@@ -46,33 +46,6 @@ class QueuePort(Protocol):
     async def get(self) -> IDelivery | None:
         """The next request, if there is one."""
         ...
-
-
-class Spares:
-    """The credits beyond one a lane, over all lanes: never more than there are free slots."""
-
-    def __init__(self, slots: FairSlots) -> None:
-        self._slots = slots
-        self._count = 0
-        self._rich: dict[Lane, None] = {}
-
-    @property
-    def allowed(self) -> bool:
-        """Whether one more fits."""
-        return self._count < self._slots.free
-
-    def changed(self, lane: Lane, before: int, after: int) -> None:
-        """``lane`` had ``before`` credits and has ``after`` now."""
-        self._count += max(after - 1, 0) - max(before - 1, 0)
-        if after > 1:
-            self._rich[lane] = None
-        else:
-            self._rich.pop(lane, None)
-
-    def withdraw(self) -> None:
-        """A slot was taken: cancel the spare credits that no slot is free for."""
-        while self._count > self._slots.free:
-            next(iter(self._rich)).drop_spare()
 
 
 @define(eq=False)
@@ -259,14 +232,13 @@ class Lane:
                 self._leave(consumer)
             delivery.requeue()
             return
-        held = HeldDelivery(self, delivery, consumer)
+        held = HeldDelivery(delivery, begun=self._begun, settling=partial(self._settling, consumer))
         self._held[held] = None
         held.follow(self._receive(held))
         if held in self._held and not given:
             self._leave_turn()  # the request waits for a slot itself
 
-    def begun(self, held: HeldDelivery) -> None:
-        """A slot was taken for ``held``."""
+    def _begun(self, held: HeldDelivery) -> None:
         self._held.pop(held, None)
         self._spares.withdraw()
         if self._slots.waiting and not self._held:
@@ -276,8 +248,8 @@ class Lane:
         else:
             self._want()
 
-    def settling(self, held: HeldDelivery, consumer: _Consumer | None, returning: bool) -> None:
-        """``held`` is about to be acked or given back: decide what becomes of its consumer before the broker sees it."""
+    def _settling(self, consumer: _Consumer | None, held: HeldDelivery, returning: bool) -> None:
+        """Decide what becomes of the consumer before the broker hears that its request is settled."""
         waited = held in self._held
         self._held.pop(held, None)
         if consumer is not None and not consumer.leaving:
@@ -288,41 +260,3 @@ class Lane:
         if returning and waited:
             self._queue_up()
         self._want()
-
-
-@implementer(IHeldDelivery)
-class HeldDelivery:
-    """A delivery that tells its lane when it begins and when it is settled."""
-
-    def __init__(self, lane: Lane, delivery: IDelivery, consumer: _Consumer | None) -> None:
-        self._lane = lane
-        self._delivery = delivery
-        self._consumer = consumer
-        self._life: Deferred[None] | None = None
-        self.queue: str = delivery.queue
-        self.body: bytes = delivery.body
-        self.properties: Properties = delivery.properties
-        self.redelivered: bool = delivery.redelivered
-
-    def follow(self, life: Deferred[None]) -> None:
-        """Remember what takes it through its life."""
-        self._life = life
-
-    def cancel(self) -> None:
-        """Make its life give it back."""
-        if self._life is not None:
-            self._life.cancel()
-
-    def begin(self) -> None:
-        """See :class:`edxagent.interfaces.IHeldDelivery`."""
-        self._lane.begun(self)
-
-    def ack(self) -> bool:
-        """See :class:`edxagent.interfaces.IDelivery`."""
-        self._lane.settling(self, self._consumer, returning=False)
-        return self._delivery.ack()
-
-    def requeue(self) -> bool:
-        """See :class:`edxagent.interfaces.IDelivery`."""
-        self._lane.settling(self, self._consumer, returning=True)
-        return self._delivery.requeue()
