@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from glob import glob
 from typing import Any
 
 from attrs import define
@@ -110,7 +111,7 @@ class CommandTests(TestCase):
 
     def folders(self) -> list[str]:
         """The working folders that there are."""
-        return [folder for run in os.listdir(self.base) for folder in os.listdir(f"{self.base}/{run}")]
+        return glob(f"{self.base}/*/*")
 
     async def until_clean(self) -> None:
         """Wait until no working folder is left."""
@@ -437,12 +438,10 @@ class EvilTests(CommandTests):
         found: list[int] = []
 
         def look() -> bool:
-            for run in os.listdir(self.base):
-                for folder in os.listdir(f"{self.base}/{run}"):
-                    path = f"{self.base}/{run}/{folder}/{name}"
-                    if os.path.exists(path) and os.path.getsize(path):
-                        with open(path) as file:
-                            found.append(int(file.read()))
+            for path in glob(f"{self.base}/*/*/{name}"):
+                if os.path.getsize(path):
+                    with open(path) as file:
+                        found.append(int(file.read()))
             return bool(found)
 
         await until(look, "the program to run", self.reactor)
