@@ -28,6 +28,8 @@ def message(routing_key: str, body: bytes = b"{}", *, exchange: str = "", **prop
 class LinkTestCase(BrokerTestCase):
     """A test with links to the shared node."""
 
+    timeout = 90.0
+
     @property
     def address(self) -> BrokerAddress:
         """The node's, with RabbitMQ's default user."""

@@ -197,9 +197,9 @@ class Channel(RPCChannel):
         """How many publishes were written and not answered yet."""
         return len(self._confirms)
 
-    def flush(self) -> None:
-        """Write what waited for the connection to take more."""
-        while self._held and self.client.may_publish and not self.closed:
+    def flush(self, last: bool = False) -> None:
+        """Write what waited for the connection to take more; all of it when it is the ``last`` chance."""
+        while self._held and (last or self.client.may_publish) and not self.closed:
             message, data, deferred = self._held.popleft()
             self._confirms.published(message, deferred)
             self.client.write(data)

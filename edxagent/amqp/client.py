@@ -174,9 +174,9 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         self.on_blocked(reason)
         self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, last: bool = False) -> None:
         for channel in list(self.channels.values()):
-            channel.flush()
+            channel.flush(last)
 
     def _send_heartbeat(self) -> None:
         self.transport.write(HEARTBEAT_FRAME)
@@ -195,6 +195,8 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         if not self.closing:
             self.closing = True
             self.reason = BrokerUnreachable(f"{self}: the connection was closed")
+            if self.blocked is None:
+                self._flush(last=True)
             self._cut_after(within)
             self._control.ask("connection", "close", 200, "", 0, 0).addBoth(lambda _: self._hang_up())
         return self.when_lost()

@@ -10,7 +10,7 @@ from twisted.application.internet import ClientService
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
@@ -69,6 +69,7 @@ class BrokerLink(Service):
         self._refusals: dict[BrokerAddress, BrokerRefused] = {}
         self._reported: set[str] = set()
         self._gave_up: BrokerRefused | None = None
+        self._news: list[IDelayedCall] = []
         self._service = _QuietClientService(
             _SessionEndpoint(self._connect), _SessionFactory(), retryPolicy=self._pause, clock=reactor
         )
@@ -83,6 +84,8 @@ class BrokerLink(Service):
     def stopService(self) -> Deferred[None]:
         """Close the connection in peace, or give the attempt up; fires when nothing is left of it."""
         super().stopService()
+        while self._news:
+            self._news.pop().cancel()
         self._fail_waiters(BrokerUnreachable(f"{self.label}: the link to the broker was stopped"))
         return self._service.stopService()
 
@@ -187,11 +190,15 @@ class BrokerLink(Service):
         self._generation = session.generation
         self._refusals.clear()
         self._reported.clear()
-        self.session = session
         self._log.info("{link}: connected to {broker}", link=self.label, broker=session.address)
         session.when_ended().addCallback(self._down, session)
-        while self._waiters:
-            self._waiters.pop(0).callback(session)
+        self._tell(self._announce, session)
+
+    def _announce(self, session: Session) -> None:
+        if session.alive:
+            self.session = session
+            while self._waiters:
+                self._waiters.pop(0).callback(session)
 
     def _down(self, reason: BrokerError, session: Session) -> None:
         self.session = None
@@ -207,15 +214,25 @@ class BrokerLink(Service):
             return
         self._reported.add(text)
         self._log.error("{link}: {reason}", link=self.label, reason=text)
-        try:
-            self._on_refused(refused)
-        except Exception:
-            self._log.failure("{link}: reporting a refusal failed.", link=self.label)
+        self._tell(self._on_refused, refused)
 
     def _give_up(self, refused: BrokerRefused) -> None:
         self._gave_up = refused
         self._log.error("{link}: this doesn't heal by itself; no more attempts", link=self.label)
-        self._fail_waiters(refused)
+        self._tell(self._fail_waiters, refused)
+
+    def _tell(self, function: Callable[[Any], object], news: object) -> None:
+        """Call back a little later: the listener may stop this service, and an attempt can't be cancelled by itself."""
+
+        def tell() -> None:
+            self._news.remove(call)
+            try:
+                function(news)
+            except Exception:
+                self._log.failure("{link}: telling the news failed.", link=self.label)
+
+        call = self.reactor.callLater(0, tell)
+        self._news.append(call)
 
     def _fail_waiters(self, reason: BrokerError) -> None:
         while self._waiters:

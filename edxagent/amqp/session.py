@@ -30,6 +30,11 @@ class Session:
         connection.on_blocked = self._tell_watchers
 
     @property
+    def alive(self) -> bool:
+        """Whether it isn't lost, or about to be."""
+        return not self._connection.closing
+
+    @property
     def blocked(self) -> str | None:
         """Why the broker takes no publishes at the moment (it is short of memory or disk), or ``None``."""
         return self._connection.blocked
