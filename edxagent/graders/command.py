@@ -43,6 +43,9 @@ from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
 from edxagent.model import GraderRequest, GraderResponse
 from edxagent.tasks import Tasks
 
+LEAST_OUTPUT = 4096
+"""Bytes; what a shell complains about must fit, or a program that didn't start would look like one that crashed."""
+
 DEFAULT_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 # Asking spawnProcess for a folder would make it fork, which is slow, and hide a failed exec behind an exit status of 1.
@@ -207,7 +210,12 @@ class CommandFactory:
         Key("work_dir", parsers.path, "", "where working folders are made; private to the agent's user"),
         Key("kill_after", parsers.seconds, 2.0, "seconds from TERM to KILL when its time is over"),
         Key("max_reply", parsers.size, 1024 * 1024, "the longest verdict, in bytes"),
-        Key("max_output", parsers.size, 64 * 1024, "how much of the end of its output is kept for the log, in bytes"),
+        Key(
+            "max_output",
+            parsers.size,
+            64 * 1024,
+            "how much of the end of its output is kept for the log: at least 4 KiB",
+        ),
     )
 
     def build(self, options: Mapping[str, Any], tools: GraderTools) -> CommandGrader:
@@ -226,7 +234,9 @@ class CommandFactory:
             command=CommandLine(words=(program, *arguments), environment=environment, setsid=setsid),
             workspace=Workspace(options["work_dir"] or default_base()),
             leash=Leash(
-                max_reply=options["max_reply"], max_output=options["max_output"], kill_after=options["kill_after"]
+                max_reply=options["max_reply"],
+                max_output=max(options["max_output"], LEAST_OUTPUT),
+                kill_after=options["kill_after"],
             ),
             reactor=tools.reactor,
         )
