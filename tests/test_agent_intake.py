@@ -308,3 +308,5 @@ class IntakeTests(SynchronousTestCase):
         verifyObject(
             IHeldDelivery, HeldDelivery(taken[0], begun=lambda held: None, settling=lambda held, returning: None)
         )
+        held = HeldDelivery(taken[0], begun=lambda held: None, settling=lambda held, returning: None)
+        verifyObject(IHeldDelivery, held)
