@@ -97,10 +97,10 @@ def start_cli(case: Any, *arguments: str, environment: Mapping[str, str] | None 
     return start(case, sys.executable, "-m", "edxagent.cli", *arguments, environment=environment)
 
 
-def start_agent(case: Any, config: str) -> Run:
+def start_agent(case: Any, config: str, environment: Mapping[str, str] | None = None) -> Run:
     """Start ``twistd edxagent`` with a configuration file."""
     twistd = str(Path(sys.executable).with_name("twistd"))
-    return start(case, twistd, "--nodaemon", "--pidfile=", "edxagent", "--config", config)
+    return start(case, twistd, "--nodaemon", "--pidfile=", "edxagent", "--config", config, environment=environment)
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -12,7 +12,7 @@ from attrs import frozen
 from rich.console import Console
 from rich.table import Table
 from twisted.application.service import IService
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import CancelledError, maybeDeferred
 
 from edxagent.cli.files import read_submission_file
 from edxagent.cli.report import duration
@@ -88,6 +88,8 @@ async def _try(reactor: Any, config: AgentConfig, path: str, body: bytes, queue:
         verdict = check_verdict(response.reply, max_size=limits.max_reply, max_score=limits.max_score)
     except GraderError as error:
         return _Trial(request=request, outcome=error.outcome, reason=str(error), seconds=reactor.seconds() - began)
+    except CancelledError:
+        raise
     except Exception as error:
         reason = f"the grader raised {type(error).__name__}: {error}"
         return _Trial(request=request, outcome=GraderCrashed.outcome, reason=reason, seconds=reactor.seconds() - began)
