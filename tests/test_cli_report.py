@@ -97,7 +97,6 @@ class StatisticsTests(SynchronousTestCase):
                 "rate": 0.5,
                 "latency": {"p50": 0.25, "p99": 0.25},
                 "repeated": 3,
-                "unexpected": {"count": 1, "first": ["lost (wrong): expected graded, saw nothing"]},
             },
         )
 

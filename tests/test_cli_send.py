@@ -84,6 +84,7 @@ class WithAgentTests(SendTestCase):
         self.assertEqual(await run.ends(), 0, run.err)
         for words in ("50 submissions to", "graded", "0.5", "rate", "p99"):
             self.assertIn(words, run.out)
+        self.assertNotIn("unexpected", run.out)
         self.assertEqual(await self.waiting(self.queue), 0)
 
     async def test_files_with_a_configuration(self) -> None:

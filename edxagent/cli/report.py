@@ -127,7 +127,6 @@ def as_json(figures: Statistics) -> dict[str, Any]:
         "rate": round(figures.rate, 1),
         "latency": {"p50": _rounded(figures.p50), "p99": _rounded(figures.p99)},
         "repeated": figures.repeated,
-        "unexpected": {"count": figures.surprised, "first": list(figures.surprises)},
     }
 
 
