@@ -75,11 +75,11 @@ class FairSlots:
         self._semaphore.release()
 
     def hand_over(self, queue: str) -> None:
-        """Give a token back so that ``queue`` gets it, out of turn, if it waits for one."""
+        """Give a token back so that the last of ``queue``'s that waits for one gets it, out of turn."""
         lane = self._lanes[queue]
         if lane.waiting:
             self._claims.pop().cancel()
-            lane.waiting.popleft().callback(None)
+            lane.waiting.pop().callback(None)
         else:
             self.release()
 

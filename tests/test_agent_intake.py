@@ -127,6 +127,21 @@ class IntakeTests(SynchronousTestCase):
         for queue, weight in weights.items():
             self.assertApproximates(done[queue], 100 * weight, 10 * weight)
 
+    def test_shares_on_a_slow_connection(self) -> None:
+        """Where the broker's answers take as long as grading does, shares follow the weights all the same."""
+        self.broker = MemoryBroker(self.clock, latency=0.01)
+        weights = {"a": 5, "b": 3, "c": 1, "d": 1}
+        for queue in weights:
+            self.fill(queue, 2000)
+        agent = self.agent(weights, concurrency=8, seconds=0.02)
+        self.run_for(1)
+        before = agent.graded.copy()
+        while sum((agent.graded - before).values()) < 1000:
+            self.run_for(0.01)
+        done = agent.graded - before
+        for queue, weight in weights.items():
+            self.assertApproximates(done[queue], 100 * weight, 10 * weight)
+
     def test_shares_on_a_fast_grader(self) -> None:
         """Even where grading takes no longer than a word to the broker, no queue starves and no slot idles."""
         for queue in "ab":

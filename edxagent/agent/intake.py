@@ -13,8 +13,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from edxagent.agent.company import Company, Spares
 from edxagent.agent.lane import Lane, QueuePort
-from edxagent.agent.spares import Spares
 from edxagent.errors import BrokerError
 from edxagent.interfaces import IHeldDelivery
 from edxagent.limits import FairSlots
@@ -46,6 +46,7 @@ class Intake:
         self._open_port = open_port
         self._slots = slots
         self._spares = Spares(slots)
+        self._company = Company(slots)
         self._receive = receive
         self._clock = clock
         self._keepers = Tasks()
@@ -103,6 +104,7 @@ class Intake:
             port=port,
             slots=self._slots,
             spares=self._spares,
+            company=self._company,
             receive=self._receive,
             tasks=self._errands,
             hungry=self._feed_soon,

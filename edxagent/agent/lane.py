@@ -1,14 +1,14 @@
 """One queue's side of the intake: when to ask the broker for one more request, and when to hold back.
 
-*Alone* (nobody waits for a slot) a lane takes requests through consumers that may hold one request each. A consumer
-whose request is settled may be sent the next one: it has *credit*. With every slot busy one credit, or one held
-request, is enough to have work at hand when a slot comes free; while slots are free there may be as many spare credits
-as free slots, all lanes together, and they are withdrawn as the slots fill. So a lane alone costs the broker nothing
-but acks.
+*Alone* (nobody else competes for slots) a lane takes requests through consumers that may hold one request each. A
+consumer whose request is settled may be sent the next one: it has *credit*. With every slot busy one credit, or one
+held request, is enough to have work at hand when a slot comes free; while slots are free there may be as many spare
+credits as free slots, all lanes together, and they are withdrawn as the slots fill. So a lane alone costs the broker
+nothing but acks.
 
-*In company* (other lanes wait for slots too) a lane queues up for its turn even when it has no request at hand, so that
-slots go by weight and not to whoever's request happens to be here. It fetches by ``basic.get``: one request to hold, or
-else one for each slot that it was given. An empty queue makes it leave its turn and wait with one consumer.
+*In company* (others compete for the last slots) a lane queues up for its turn even when it has no request at hand, so
+that slots go by weight and not to whoever's request happens to be here. It fetches by ``basic.get``: one request to
+hold, or else one for each slot that it was given. An empty queue makes it leave its turn and wait with one consumer.
 
 Never more than one request a lane waits here for a slot, so that other agents get the rest. One that waited too long
 goes back, and the lane *queues up empty-handed*: it asks again only when it has a slot, so that no request travels to
@@ -24,8 +24,8 @@ from typing import Protocol
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
 
+from edxagent.agent.company import Company, Spares
 from edxagent.agent.held import HeldDelivery
-from edxagent.agent.spares import Spares
 from edxagent.errors import BrokerError
 from edxagent.interfaces import IDelivery, IHeldDelivery
 from edxagent.limits import FairSlots
@@ -70,6 +70,7 @@ class Lane:
         port: QueuePort,
         slots: FairSlots,
         spares: Spares,
+        company: Company,
         receive: Callable[[IHeldDelivery], Deferred[None]],
         tasks: Tasks,
         hungry: Callable[[Lane], None],
@@ -78,6 +79,7 @@ class Lane:
         self._port = port
         self._slots = slots
         self._spares = spares
+        self._company = company
         self._receive = receive
         self._tasks = tasks
         self._hungry = hungry
@@ -99,7 +101,7 @@ class Lane:
         """Ask for one more request, if it is still wanted."""
         if not self._wanting:
             return
-        if self._slots.waiting:
+        if self._company.around(self):
             self._queue_up()
             self._fetch_soon()
         else:
@@ -123,8 +125,12 @@ class Lane:
         return not (self._closed or self._credits or self._held or self._gets or self._turn)
 
     def _want(self) -> None:
+        self._note()
         if self._wanting:
             self._hungry(self)
+
+    def _note(self) -> None:
+        self._company.note(self, bool(self._held or self._gets or self._given or self._turn))
 
     def _set_credit(self, consumer: _Consumer, credit: bool) -> None:
         if consumer.credit is not credit:
@@ -171,13 +177,14 @@ class Lane:
         finally:
             self._turn = None
         self._given += 1
-        if self._slots.waiting and not self._empty:
+        if self._company.around(self) and not self._empty:
             self._queue_up()
         if self._gets < self._given:
             self._fetch_soon()
 
     def _fetch_soon(self) -> None:
         self._gets += 1
+        self._note()
         self._tasks.launch(self._fetch(), f"basic.get from {self.queue}")
 
     async def _fetch(self) -> None:
@@ -203,6 +210,7 @@ class Lane:
         # Two lanes that both queue up again before they know would keep each other in company for ever.
         self._empty = True
         self._leave_turn()
+        self._note()
         if self._wanting and not self._broken.called:
             self._launch_consumer()
 
@@ -234,6 +242,7 @@ class Lane:
             return
         held = HeldDelivery(delivery, begun=self._begun, settling=partial(self._settling, consumer))
         self._held[held] = None
+        self._note()
         held.follow(self._receive(held))
         if held in self._held and not given:
             self._leave_turn()  # the request waits for a slot itself
@@ -241,12 +250,11 @@ class Lane:
     def _begun(self, held: HeldDelivery) -> None:
         self._held.pop(held, None)
         self._spares.withdraw()
-        if self._slots.waiting and not self._held:
+        if self._company.around(self) and not self._held:
             self._queue_up()  # now, not soon: the next slot may be given away within this turn of the reactor
             if not (self._gets or self._credits):
                 self._fetch_soon()
-        else:
-            self._want()
+        self._want()
 
     def _settling(self, consumer: _Consumer | None, held: HeldDelivery, returning: bool) -> None:
         """Decide what becomes of the consumer before the broker hears that its request is settled."""

@@ -90,6 +90,11 @@ class AgentService(Service):
             wall_clock=wall_clock,
         )
 
+    @property
+    def consuming(self) -> bool:
+        """Whether there is a session that requests are taken from."""
+        return self._consuming.session is not None
+
     def startService(self) -> None:
         """Start the grader, if it is a service, then publishing, then taking requests."""
         super().startService()
