@@ -17,8 +17,8 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from edxagent.nodefolder import NodeFolder, TlsFiles
 from edxagent.privatenode import NodeError, PrivateNode
+from edxagent.privatenode.folder import NodeFolder, TlsFiles
 from edxagent.testing.broker import BrokerTestCase, shared_node
 from tests.certificates import Authority
 

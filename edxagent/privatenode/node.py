@@ -2,7 +2,7 @@
 
 It has its own name, ports, port mapper (epmd), cookie and folder, listens on the loopback interface only, and needs
 neither root nor systemd; a broker that runs on the machine already isn't touched. A small process, the *keeper*
-(:mod:`edxagent.nodekeeper`), holds it and takes it down when we are gone, however we ended.
+(:mod:`edxagent.privatenode.keeper`), holds it and takes it down when we are gone, however we ended.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.failure import Failure
 
-from edxagent import nodekeeper
 from edxagent.errors import EdxagentError
-from edxagent.nodefolder import HOST, PATH, NodeFolder, TlsFiles
+from edxagent.privatenode import keeper
+from edxagent.privatenode.folder import HOST, PATH, NodeFolder, TlsFiles
 
 RABBITMQ_BIN = "/usr/lib/rabbitmq/bin"
 """Where Debian's and RabbitMQ's own packages keep the programs that don't switch to the user ``rabbitmq``."""
@@ -189,7 +189,7 @@ class PrivateNode:
             )
         self._ground = NodeFolder.make(self._tls, self._settings)
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", nodekeeper.__file__, str(self.folder), epmd, str(server)],
+            [sys.executable, "-I", "-S", keeper.__file__, str(self.folder), epmd, str(server)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
