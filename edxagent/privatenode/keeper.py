@@ -1,8 +1,8 @@
 """The keeper of a private broker: holds it, its port mapper and its folder for as long as standard input stays open.
 
-A program of its own, run by :mod:`edxagent.privatenode.node`. The kernel closes the pipe on our standard input however the
-program at its other end finishes, SIGKILL included; so what ends that program always ends the broker as well. Standard
-library only: it starts in milliseconds and stays small.
+A program of its own, run by :mod:`edxagent.privatenode.node`. The kernel closes the pipe on our standard input however
+the program at its other end finishes, SIGKILL included; so what ends that program always ends the broker as well.
+Standard library only: it starts in milliseconds and stays small.
 
 Usage: ``keeper.py FOLDER EPMD SERVER``, in a session of its own (so that no Ctrl-C reaches it), with the
 environment that the broker shall have. Each line on standard input starts the broker; standard output tells
