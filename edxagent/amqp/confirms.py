@@ -75,11 +75,14 @@ class Confirms:
         """No answers will come any more."""
         entries, self._waiting = self._waiting, {}
         for entry in entries.values():
-            entry.deferred.errback(reason)
+            if not entry.deferred.called:
+                entry.deferred.errback(reason)
 
 
 def _fire(entry: _Unconfirmed, taken: bool) -> None:
     message = entry.message
+    if entry.deferred.called:  # cancelled: nobody waits for it any more
+        return
     if entry.returned is not None:
         entry.deferred.errback(
             Unroutable(
