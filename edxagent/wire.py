@@ -211,11 +211,11 @@ def encode_dead_letter(
 ) -> Message:
     """A request that ended without a verdict, verbatim, with headers that say why.
 
-    The request's own headers stay, but for the broker's (``x-death`` and its like, which only grow).
+    Of the request's own headers those stay that we know, if they are short texts: all headers must fit into one frame.
     """
-    kept = {name: value for name, value in request.headers.items() if name in ("x-origin", "x-history", "traceparent")}
+    kept = {name: _text(request.headers.get(name)) for name in ("x-origin", "traceparent")}
     headers = {
-        **kept,
+        **{name: value for name, value in kept.items() if value is not None},
         "x-outcome": str(outcome),
         "x-error": shorten(reason),
         "x-agent": agent,

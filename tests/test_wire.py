@@ -234,12 +234,13 @@ class EncodeResultTests(SynchronousTestCase):
 class EncodeDeadLetterTests(SynchronousTestCase):
     """A request that got no verdict."""
 
-    def message(self, reason: str = "why") -> Message:
+    def message(self, reason: str = "why", **headers: object) -> Message:
         """The dead letter of a request."""
+        known = {"x-origin": "o", "x-death": [{}], "x-attempt": 4}
         return encode_dead_letter(
             queue="q",
             body=b"\xff",
-            request=Properties(reply_to="r", type="t", headers={"x-origin": "o", "x-death": [{}], "x-attempt": 4}),
+            request=Properties(reply_to="r", type="t", headers={**known, **headers}),
             submission="7",
             outcome=Outcome.MALFORMED,
             reason=reason,
@@ -277,6 +278,14 @@ class EncodeDeadLetterTests(SynchronousTestCase):
         reason = self.message(reason="ü\n" * 5000).properties.headers["x-error"]
         self.assertLessEqual(len(reason.encode()), MAX_REASON)
         self.assertNotIn("\n", reason)
+
+    def test_foreign_headers_fit_a_frame(self) -> None:
+        """What a producer wrote comes along only where it is a short text."""
+        self.assertEqual(self.message(traceparent="00-ab").properties.headers["traceparent"], "00-ab")
+        for value in ("x" * 256, 1, None, [], {"a": "b"}):
+            headers = self.message(**{"x-origin": value, "traceparent": value}).properties.headers
+            self.assertNotIn("x-origin", headers)
+            self.assertNotIn("traceparent", headers)
 
 
 class RequeuedRequestTests(SynchronousTestCase):
