@@ -43,10 +43,12 @@ class GraderTools:
 
     :ivar reactor: provides ``IReactorTime``, ``IReactorProcess``, ``IReactorTCP``, ``IReactorThreads``.
     :ivar concurrency: the greatest number of submissions that will be graded at once.
+    :ivar max_reply: bytes; a longer reply is a :class:`~edxagent.errors.BadReply`, and need not be read to its end.
     """
 
     reactor: Any
     concurrency: int
+    max_reply: int
 
 
 class IGraderFactory(Interface):

@@ -44,7 +44,7 @@ def make_agent_service(
     :param wall_clock: seconds since the epoch, for what others read; deadlines run by the reactor's clock.
     :raises ValueError: the grader's options don't fit each other.
     """
-    tools = GraderTools(reactor=reactor, concurrency=config.concurrency)
+    tools = GraderTools(reactor=reactor, concurrency=config.concurrency, max_reply=config.results.max_reply)
     grader = find_factory(config.grader.kind).build(config.grader.options, tools)
     return AgentService(
         config=config,

@@ -101,8 +101,9 @@ async def _try(reactor: Any, config: AgentConfig, path: str, body: bytes, queue:
 
 def _build(reactor: Any, config: AgentConfig, path: str) -> IGrader:
     factory = find_factory(config.grader.kind)
+    tools = GraderTools(reactor=reactor, concurrency=1, max_reply=config.results.max_reply)
     try:
-        return factory.build(config.grader.options, GraderTools(reactor=reactor, concurrency=1))
+        return factory.build(config.grader.options, tools)
     except ValueError as error:
         raise ConfigError([f"{path} [grader]: {error}"]) from None
 

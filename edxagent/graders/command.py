@@ -93,7 +93,7 @@ def failure_of(child: Child, launcher: str, program: str) -> GraderError | None:
         why = brief(complaint).rpartition(": ")[2]
         return GraderUnavailable(f"{program} could not be started: {why}; mend [grader] command")
     if child.overflow:
-        return BadReply("the command wrote more than max_reply on descriptor 3")
+        return BadReply("the command wrote more than [results] max_reply on descriptor 3")
     if child.exit_signal is not None:
         name = signal.strsignal(child.exit_signal) or "unknown"
         return GraderCrashed(f"the command was ended by signal {child.exit_signal} ({name}){said}")
@@ -209,7 +209,6 @@ class CommandFactory:
         Key("environment", parsers.name_list, ("PATH", "LANG"), "the agent's environment variables that it may see"),
         Key("work_dir", parsers.path, "", "where working folders are made; private to the agent's user"),
         Key("kill_after", parsers.seconds, 2.0, "seconds from TERM to KILL when its time is over"),
-        Key("max_reply", parsers.size, 1024 * 1024, "the longest verdict, in bytes"),
         Key(
             "max_output",
             parsers.size,
@@ -234,7 +233,7 @@ class CommandFactory:
             command=CommandLine(words=(program, *arguments), environment=environment, setsid=setsid),
             workspace=Workspace(options["work_dir"] or default_base()),
             leash=Leash(
-                max_reply=options["max_reply"],
+                max_reply=tools.max_reply,
                 max_output=max(options["max_output"], LEAST_OUTPUT),
                 kill_after=options["kill_after"],
             ),

@@ -159,7 +159,6 @@ class HTTPFactory:
         Key("url", parsers.url, REQUIRED, "where submissions are posted, such as http://127.0.0.1:8080/"),
         Key("content_type", parsers.text, "", "the request's Content-Type; XQueue sends none"),
         Key("connect_timeout", parsers.seconds, 5.0, "seconds until a connection must stand"),
-        Key("max_reply", parsers.size, 1024 * 1024, "the longest reply, in bytes"),
         Key("username", parsers.text, "", "the name for HTTP basic authentication"),
         Key("password", parsers.text, "", "the password for it", secret=True),
         Key("ca_file", parsers.path, "", "PEM file with the authorities to trust over https; the platform's otherwise"),
@@ -178,7 +177,7 @@ class HTTPFactory:
             auth=(options["username"], options["password"]) if options["username"] else None,
             policy=BrowserLikePolicyForHTTPS(trust_root_of(options["ca_file"])),
             connect_timeout=options["connect_timeout"],
-            max_reply=options["max_reply"],
+            max_reply=tools.max_reply,
             kept=tools.concurrency,
         )
         return HTTPGrader(server, tools.reactor)

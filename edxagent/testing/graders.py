@@ -83,10 +83,13 @@ def make_request(submission: str = "submission-1", **changes: Any) -> GraderRequ
     return GraderRequest(submission=submission, **{**values, **changes})
 
 
-def build(factory: IGraderFactory, reactor: Any, concurrency: int = 10, **options: Any) -> Any:
+def build(
+    factory: IGraderFactory, reactor: Any, *, concurrency: int = 10, max_reply: int = 1024 * 1024, **options: Any
+) -> Any:
     """A factory's grader, with the defaults for the options that aren't given."""
     defaults = {key.name: key.default for key in factory.keys}
-    return factory.build({**defaults, **options}, GraderTools(reactor=reactor, concurrency=concurrency))
+    tools = GraderTools(reactor=reactor, concurrency=concurrency, max_reply=max_reply)
+    return factory.build({**defaults, **options}, tools)
 
 
 def open_descriptors() -> int:
