@@ -55,9 +55,13 @@ class ScriptedBroker:
         for item in frames:
             self.client.dataReceived(item if isinstance(item, bytes) else frame.marshal(item, channel))
 
-    def content(self, method: Any, content: bytes, *, frame_max: int = 131072, channel: int = 1, **properties: Any) -> None:
+    def content(
+        self, method: Any, content: bytes, *, frame_max: int = 131072, channel: int = 1, **properties: Any
+    ) -> None:
         """Send a method with its content."""
-        self.say(method, header.ContentHeader(0, len(content), commands.Basic.Properties(**properties)), channel=channel)
+        self.say(
+            method, header.ContentHeader(0, len(content), commands.Basic.Properties(**properties)), channel=channel
+        )
         for start in range(0, len(content), frame_max - 8):
             self.say(body.ContentBody(content[start : start + frame_max - 8]), channel=channel)
 

@@ -35,9 +35,12 @@ class CallTests(ChannelTestCase):
     """Questions and answers."""
 
     def test_answers_go_to_their_questions_in_order(self) -> None:
-        """Two questions may be under way; each gets its own answer."""
+        """One is asked at a time, for RabbitMQ may answer a consume after what was asked later."""
         first, second = begin(self.channel.declare_queue("a")), begin(self.channel.declare_queue("b"))
-        self.broker.say(commands.Queue.DeclareOk("a", 3, 1), commands.Queue.DeclareOk("b", 0, 0))
+        self.assertEqual(self.broker.names(), ["Queue.Declare"])
+        self.broker.say(commands.Queue.DeclareOk("a", 3, 1))
+        self.assertEqual(self.broker.names(), ["Queue.Declare"])
+        self.broker.say(commands.Queue.DeclareOk("b", 0, 0))
         self.assertEqual((self.successResultOf(first).name, self.successResultOf(second).name), ("a", "b"))
         self.assertEqual(self.broker.clock.getDelayedCalls(), [])
 
@@ -74,6 +77,16 @@ class CallTests(ChannelTestCase):
         self.assertEqual(self.broker.names(), ["Channel.Close"])
         self.broker.say(commands.Basic.GetEmpty(), commands.Channel.CloseOk())
         self.assertIsNone(self.broker.client.reason)
+
+    def test_a_call_that_was_not_sent_yet_is_just_dropped(self) -> None:
+        """Nobody will answer it, so it endangers nothing."""
+        asked, behind = begin(self.channel.get("a")), begin(self.channel.get("b"))
+        behind.cancel()
+        self.failureResultOf(behind, CancelledError)
+        self.broker.say(commands.Basic.GetEmpty())
+        self.assertIsNone(self.successResultOf(asked))
+        self.assertEqual(self.broker.names(), ["Basic.Get"])
+        self.assertEqual(self.broker.clock.getDelayedCalls(), [])
 
     def test_both_ends_close_at_once(self) -> None:
         """We answer the broker and wait for its answer."""
@@ -188,9 +201,11 @@ class ConsumerTests(ChannelTestCase):
         self.deliveries: list[Any] = []
         self.reasons: list[Any] = []
         started = begin(self.channel.consume("q", self.receive, self.reasons.append, prefetch=5, max_body=100_000))
-        qos, consume = self.broker.heard()
+        (qos,) = self.broker.heard()
+        self.broker.say(commands.Basic.QosOk())
+        (consume,) = self.broker.heard()
         self.assertEqual((qos.prefetch_count, qos.global_, consume.no_ack), (5, False, False))
-        self.broker.say(commands.Basic.QosOk(), commands.Basic.ConsumeOk(consume.consumer_tag))
+        self.broker.say(commands.Basic.ConsumeOk(consume.consumer_tag))
         self.tag = self.successResultOf(started)
 
     def receive(self, delivery: Any) -> None:
@@ -228,7 +243,13 @@ class ConsumerTests(ChannelTestCase):
 
     def test_headers_of_no_text_end_nothing(self) -> None:
         """Bytes that aren't UTF-8 in names and values are carried along."""
-        raw = b"\x00\x3c\x00\x00" + bytes(8) + b"\x20\x80" + b"\x00\x00\x00\x08\x01\xffS\x00\x00\x00\x01\xfe" + b"\x01\xff"
+        raw = (
+            b"\x00\x3c\x00\x00"
+            + bytes(8)
+            + b"\x20\x80"
+            + b"\x00\x00\x00\x08\x01\xffS\x00\x00\x00\x01\xfe"
+            + b"\x01\xff"
+        )
         self.broker.say(commands.Basic.Deliver(self.tag, 1, False, "", "q"))
         self.broker.say(b"\x02\x00\x01" + len(raw).to_bytes(4, "big") + raw + b"\xce")
         (delivery,) = self.deliveries

@@ -260,5 +260,6 @@ class EndTests(SynchronousTestCase):
         broker = ScriptedBroker()
         broker.open()
         broker.open_channel()
-        broker.say(commands.Basic.Recover(), commands.Connection.Secure("x"))
+        broker.say(commands.Basic.Recover())
+        broker.say(commands.Connection.Secure("x"), channel=0)
         self.assertFalse(broker.client.closing)

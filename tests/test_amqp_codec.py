@@ -21,8 +21,14 @@ from edxagent.amqp.codec import (
     encode_short_string,
     encode_table,
 )
-from edxagent.amqp.methods import decode_deliver, decode_header, decode_method, encode_header, encode_method
-from edxagent.amqp.methods import encode_publish
+from edxagent.amqp.methods import (
+    decode_deliver,
+    decode_header,
+    decode_method,
+    encode_header,
+    encode_method,
+    encode_publish,
+)
 from edxagent.amqp.spec import load_spec
 from edxagent.errors import MessageRefused
 from edxagent.model import Outcome, Properties
@@ -261,7 +267,13 @@ class HeaderTests(SynchronousTestCase):
     def test_properties_that_we_do_not_know_are_skipped(self) -> None:
         """Those of other producers don't shift ours."""
         theirs = commands.Basic.Properties(
-            content_encoding="utf-8", priority=3, expiration="60000", user_id="u", app_id="a", message_id="m", message_type="t"
+            content_encoding="utf-8",
+            priority=3,
+            expiration="60000",
+            user_id="u",
+            app_id="a",
+            message_id="m",
+            message_type="t",
         )
         payload = frame.marshal(header.ContentHeader(0, 5, theirs), 1)[7:-1]
         size, properties = decode_header(payload)

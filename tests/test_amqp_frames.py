@@ -10,9 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from edxagent.amqp.codec import Malformed
 from edxagent.amqp.frames import BODY, FrameReader, pack_content, pack_frame
 
-FRAMES = st.lists(
-    st.tuples(st.sampled_from([1, 2, 3, 8]), st.integers(0, 65535), st.binary(max_size=64)), max_size=8
-)
+FRAMES = st.lists(st.tuples(st.sampled_from([1, 2, 3, 8]), st.integers(0, 65535), st.binary(max_size=64)), max_size=8)
 
 
 class FrameReaderTests(SynchronousTestCase):

@@ -87,7 +87,7 @@ class ConfirmingPublisherTests(LinkTestCase):
         self.assertEqual(link.session.generation, 2)
 
     async def test_a_blocked_broker_is_not_written_to(self) -> None:
-        """While the broker is short of memory publishes wait: they fail at their deadline, or succeed when it has recovered."""
+        """While it is short of memory publishes wait, fail at their deadline, or succeed when it has recovered."""
         links = [self.link(self.config(confirm_timeout=1.0)), self.link()]
         hasty, patient = map(ConfirmingPublisher, links)
         await gatherResults([self.publish(publisher, self.plenty, b"before") for publisher in (hasty, patient)])

@@ -41,7 +41,7 @@ class TopologyTests(LinkTestCase):
         )
 
     async def test_everything_missing_is_made_and_routes(self) -> None:
-        """A request, a dead letter and a result, published by name, each lands in its queue; twice is as good as once."""
+        """A request, a dead letter and a result, published by name, lands in its queue; twice is as good as once."""
         for _ in range(2):
             await ensure_agent_topology(self.session, self.agent_config())
         channel = await self.channel(confirming=True)

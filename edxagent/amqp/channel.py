@@ -54,7 +54,6 @@ class Channel(RPCChannel):
         self._confirms = Confirms()
         self._confirming = False
         self._held: deque[tuple[Message, bytes, Deferred[None]]] = deque()
-        self._getting: deque[int] = deque()
 
     # Topology
 
@@ -119,7 +118,7 @@ class Channel(RPCChannel):
         self._starting.add(tag)
         asked = []
         try:
-            # Both are written in one go, so that no other consumer's prefetch can slip between them.
+            # Asked in one go, so that no other consumer's prefetch can slip between them.
             asked.append(self.basic_qos(prefetch_count=prefetch))
             asked.append(self.basic_consume(queue=queue, consumer_tag=tag))
             for question in asked:
@@ -140,13 +139,9 @@ class Channel(RPCChannel):
         await self.basic_cancel(consumer_tag=tag)
         self._consumers.pop(tag, None)
 
-    async def get(self, queue: str, *, max_body: int = MAX_BODY) -> Delivery | None:
+    async def get(self, queue: str) -> Delivery | None:
         """Take one message, or ``None`` if the queue is empty."""
-        self._getting.append(max_body)
-        try:
-            reply = await self.basic_get(queue=queue)
-        finally:
-            self._getting.popleft()
+        reply = await self.basic_get(queue=queue)
         if reply.method.name == "get-empty":
             return None
         return self._delivery(queue, reply.content, reply)
@@ -230,8 +225,6 @@ class Channel(RPCChannel):
         if isinstance(announced, Deliver):
             consumer = self._consumers.get(announced.consumer_tag)
             return consumer.max_body if consumer else 0
-        if announced.method.name == "get-ok" and self._getting:
-            return self._getting[0]
         return MAX_BODY
 
     def _delivered(self, content: Content) -> None:

@@ -26,6 +26,7 @@ from edxagent.errors import BrokerError, BrokerRefused, BrokerUnreachable
 
 _FIRST_FRAME_MAX = 8192
 """Before limits are agreed; RabbitMQ's introduction takes some 500 bytes."""
+_LEAST_FRAME_MAX = 4096
 
 
 @frozen(kw_only=True)
@@ -71,6 +72,7 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         self._heartbeat: Heartbeat | None = None
         self._cut: IDelayedCall | None = None
         self._control: Channel = self.channelFactory(0, self.outgoing, self)
+        self._hung_up = False
         self._lost_for: BrokerError | None = None
         self._lost_waiters: list[Deferred[BrokerError]] = []
         self._next_channel = 0
@@ -96,7 +98,12 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         await self._control.connection_open(virtual_host=self.vhost)
 
     def tune(self, channel_max: int, frame_max: int, heartbeat: int) -> None:
-        """Both sides' limits are settled."""
+        """Both sides' limits are settled.
+
+        :raises Malformed: they were before, or are too low to work with (AMQP 0-9-1 §4.2.3: 4096 bytes a frame).
+        """
+        if self.tuned.called or frame_max < _LEAST_FRAME_MAX:
+            raise Malformed("limits that can't be")
         self.channel_max = channel_max
         self.frame_max = frame_max
         self._reader.max_payload = frame_max - OVERHEAD
@@ -225,7 +232,7 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It is gone: tell everybody who waits for something from it."""
-        self.closing = self.closed = True
+        self.closing = self.closed = self._hung_up = True
         self._gate.shut()
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -248,6 +255,9 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         self._cut = None if seconds is None else self.clock.callLater(seconds, self.transport.abortConnection)
 
     def _hang_up(self) -> None:
+        if self._hung_up:
+            return
+        self._hung_up = True
         # TLS sends its farewell only when no producer is left.
         self._gate.shut()
         self.transport.unregisterProducer()

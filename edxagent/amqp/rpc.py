@@ -30,18 +30,25 @@ from edxagent.model import Properties
 
 MAX_BODY = 128 * 1024 * 1024
 """The greatest body, in bytes, that is kept unless a consumer says less; RabbitMQ's own default limit."""
+_CONNECTION = b"\x00\x0a"
 
 
 class _Call:
-    """A question that the broker has yet to answer."""
+    """A question that the broker has yet to answer; asked when those before it are answered."""
 
-    __slots__ = ("deferred", "name", "responses", "timer")
+    __slots__ = ("data", "deferred", "name", "responses", "timer")
 
-    def __init__(self, method: Any, deferred: Deferred[Any], timer: IDelayedCall) -> None:
+    def __init__(self, method: Any, data: bytes, deferred: Deferred[Any]) -> None:
         self.name = f"{method.klass.name}.{method.name}"
         self.responses: Sequence[Any] = method.responses
+        self.data = data
         self.deferred = deferred
-        self.timer = timer
+        self.timer: IDelayedCall | None = None
+
+    def stop_timer(self) -> None:
+        """The deadline is of no more interest."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
 
 
 class Content:
@@ -81,8 +88,8 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
     def invoke(self, method: Any, args: Sequence[Any], content: None = None) -> Deferred[Any]:
         """Send a method; fires with the broker's answer, or at once with ``None`` where none is to come.
 
-        Cancelling it, like its deadline, closes the channel: an answer that comes late must not be taken for the next
-        call's.
+        Calls are sent one after the other. Cancelling one that was sent, like its deadline, closes the channel: an
+        answer that comes late must not be taken for the next call's.
 
         :raises MessageRefused: an argument doesn't fit; nothing was sent.
         """
@@ -133,6 +140,8 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
         """
         if self._content is not None:
             raise Malformed("a method within a content")
+        if (payload[:2] == _CONNECTION) is not (self.id == 0):
+            raise Malformed("a method on a channel that isn't for it")
         key = payload[:4]
         if key == DELIVER:
             self._content = Content(decode_deliver(payload))
@@ -205,14 +214,22 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
     # What goes out
 
     def _send(self, method: Any, args: Sequence[Any]) -> Deferred[Any]:
-        self.client.write(pack_frame(METHOD, self.id, encode_method(method, args)))
+        data = pack_frame(METHOD, self.id, encode_method(method, args))
         if not method.responses or self._is_nowait(method, args):
+            self.client.write(data)
             return succeed(None)
         deferred: Deferred[Any] = Deferred(lambda _: self._given_up(call))
-        timer = self.client.clock.callLater(self.client.call_timeout, self._overdue)
-        call = _Call(method, deferred, timer)
+        call = _Call(method, data, deferred)
         self._calls.append(call)
+        if len(self._calls) == 1:
+            self._ask_first()
         return deferred
+
+    def _ask_first(self) -> None:
+        # One at a time: RabbitMQ answers basic.consume and basic.cancel when the queue has, later calls maybe before.
+        call = self._calls[0]
+        call.timer = self.client.clock.callLater(self.client.call_timeout, self._overdue)
+        self.client.write(call.data)
 
     @staticmethod
     def _is_nowait(method: Any, args: Sequence[Any]) -> bool:
@@ -223,11 +240,12 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
         if not self._calls or reply.method not in self._calls[0].responses:
             raise Malformed(f"{reply.method.klass.name}.{reply.method.name} answers nothing that was asked")
         call = self._calls.popleft()
-        call.timer.cancel()
+        call.stop_timer()
+        if self._calls:
+            self._ask_first()
         call.deferred.callback(reply)
 
     def _overdue(self) -> None:
-        # The deadlines are all alike, so it is the oldest call's.
         name = self._calls[0].name
         reason = BrokerUnreachable(f"the broker didn't answer {name} within {self.client.call_timeout:g} s")
         if self.closed:
@@ -239,8 +257,9 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
         if call not in self._calls:
             return
         self._calls.remove(call)
-        call.timer.cancel()
-        if not self.closed:
+        asked = call.timer is not None
+        call.stop_timer()
+        if asked and not self.closed:
             self._abandon(BrokerUnreachable(f"{call.name} was given up before the broker answered"))
 
     def _abandon(self, reason: BrokerError) -> None:
@@ -266,8 +285,7 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
     def _fail_calls(self, reason: BrokerError) -> None:
         calls, self._calls = self._calls, deque()
         for call in calls:
-            if call.timer.active():
-                call.timer.cancel()
+            call.stop_timer()
             call.deferred.errback(reason)
 
     def _guarded(self, function: Callable[..., object], *args: object) -> None:
