@@ -9,7 +9,7 @@ from zope.interface.verify import verifyObject
 
 from edxagent.amqp.link import BrokerLink
 from edxagent.amqp.publisher import ConfirmingPublisher
-from edxagent.errors import BrokerUnreachable, MessageRefused, PublishFailed, Unroutable
+from edxagent.errors import BrokerError, BrokerUnreachable, MessageRefused, PublishFailed, Unroutable
 from edxagent.interfaces import IPublisher
 from tests.amqp_support import LinkTestCase, message
 
@@ -36,6 +36,20 @@ class ConfirmingPublisherTests(LinkTestCase):
         await gatherResults([self.publish(publisher, self.plenty, b"%d" % n) for n in range(1000)])
         info = await self.channel_for_queues.declare_queue(self.plenty, passive=True)
         self.assertEqual(info.messages, 1000)
+
+    async def test_thousands_at_once(self) -> None:
+        """More than turns, before there is a connection: all arrive. After the link's end: all fail at once."""
+        link = self.link()
+        publisher = ConfirmingPublisher(link)
+        await gatherResults([self.publish(publisher, self.plenty) for _ in range(3000)])
+        info = await self.channel_for_queues.declare_queue(self.plenty, passive=True)
+        self.assertEqual(info.messages, 3000)
+        failing = [self.publish(publisher, self.plenty) for _ in range(3000)]
+        ends = gatherResults([self.assertFailure(publish, BrokerError) for publish in failing[1000:]])
+        for publish in failing[:1000]:
+            publish.addErrback(lambda failure: failure.trap(BrokerError))
+        await link.stopService()
+        await ends
 
     async def test_a_refused_message_fails_and_the_next_succeeds(self) -> None:
         """A nack fails its own publish only; what follows goes over a new channel."""

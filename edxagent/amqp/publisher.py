@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 
 from attrs import define
-from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore
+from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from zope.interface import implementer
 
@@ -26,6 +27,39 @@ class _Lane:
     under_way: int = 0
 
 
+class _Turns:
+    """A bound on what is under way.
+
+    ``DeferredSemaphore`` hands a token on by a nested call: a thousand waiters that fail at once overflow the stack.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[Deferred[None]] = deque()
+        self._handing_out = False
+
+    def take(self) -> Deferred[None]:
+        """Wait for a turn; cancelling gives the place up."""
+        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        self._hand_out()
+        return waiter
+
+    def give_back(self) -> None:
+        """The turn is over."""
+        self._free += 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        if self._handing_out:
+            return
+        self._handing_out = True
+        while self._free and self._waiting:
+            self._free -= 1
+            self._waiting.popleft().callback(None)
+        self._handing_out = False
+
+
 @implementer(IPublisher)
 class ConfirmingPublisher:
     """See :class:`edxagent.interfaces.IPublisher`. The deadline for everything is the link's ``confirm_timeout``.
@@ -40,10 +74,11 @@ class ConfirmingPublisher:
     def __init__(self, link: BrokerLink, *, most: int = 1000) -> None:
         self._link = link
         self._timeout = link.config.confirm_timeout
-        self._turns = DeferredSemaphore(most)
-        self._opening = DeferredLock()
+        self._turns = _Turns(most)
         self._lane: _Lane | None = None
-        self._closing = Tasks()
+        self._opening = False
+        self._lane_waiters: list[Deferred[None]] = []
+        self._tasks = Tasks()
 
     async def publish(self, message: Message) -> None:
         """See :meth:`IPublisher.publish`."""
@@ -55,7 +90,7 @@ class ConfirmingPublisher:
             raise self._overdue() from None
 
     async def _publish(self, message: Message) -> None:
-        await self._turns.acquire()
+        await self._turns.take()
         try:
             lane = await self._ready_lane()
             lane.under_way += 1
@@ -72,23 +107,42 @@ class ConfirmingPublisher:
                 lane.under_way -= 1
                 self._close_if_done(lane)
         finally:
-            self._turns.release()
+            self._turns.give_back()
 
     async def _ready_lane(self) -> _Lane:
         while True:
             session = await self._link.when_up()
-            if self._lane is not None and self._lane.session is session and not self._lane.channel.closed:
-                return self._lane
-            await self._opening.acquire()
+            lane = self._lane
+            if lane is not None and lane.session is session and not lane.channel.closed:
+                return lane
             try:
-                if self._lane is None or self._lane.session is not session or self._lane.channel.closed:
-                    self._lane = await _open_lane(session)
+                await self._lane_opened(session)
             except BrokerError:
                 # Nothing was sent: if there is a newer session already, or soon, it will do.
                 if session is self._link.session:
                     raise
-            finally:
-                self._opening.release()
+
+    def _lane_opened(self, session: Session) -> Deferred[None]:
+        """Fires when a lane was opened; all who need one wait for the same."""
+        waiter: Deferred[None] = Deferred(lambda _: None)
+        self._lane_waiters.append(waiter)
+        if not self._opening:
+            self._opening = True
+            self._tasks.launch(self._open(session), "opening a channel to publish on")
+        return waiter
+
+    async def _open(self, session: Session) -> None:
+        problem: BrokerError | None = None
+        try:
+            self._lane = await _open_lane(session)
+        except BrokerError as error:
+            problem = error
+        finally:
+            self._opening = False
+            waiters, self._lane_waiters = self._lane_waiters, []
+            for waiter in waiters:
+                if not waiter.called:
+                    waiter.callback(None) if problem is None else waiter.errback(problem)
 
     def _overdue(self) -> BrokerError:
         session = self._link.session
@@ -106,7 +160,7 @@ class ConfirmingPublisher:
 
     def _close_if_done(self, lane: _Lane) -> None:
         if lane is not self._lane and not lane.under_way and not lane.channel.closed:
-            self._closing.launch(lane.channel.close(), "closing a channel")
+            self._tasks.launch(lane.channel.close(), "closing a channel")
 
 
 async def _open_lane(session: Session) -> _Lane:
