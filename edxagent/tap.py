@@ -87,9 +87,6 @@ def makeService(options: Options) -> IService:
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
-    except ValueError as error:
-        print(f"{options['config']} [grader]: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_CONFIG) from None
     reactor.callWhenRunning(_handle_signals, reactor, agent.hurry)
     agent.setServiceParent(logged)
     return logged

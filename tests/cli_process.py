@@ -80,14 +80,14 @@ async def until(condition: Any, run: Run | None = None, patience: float = PATIEN
         await deferLater(reactor, POLL)  # type: ignore[arg-type]
 
 
-def start(case: Any, *command: str, environment: Mapping[str, str] | None = None) -> Run:
-    """Start a program for the length of a test."""
+def start(case: Any, *command: str, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> Run:
+    """Start a program for the length of a test, in ``folder`` or trial's own."""
     from twisted.internet import reactor
 
     run = Run()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("EDXAGENT_")}
     variables = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(environment or {})}
-    reactor.spawnProcess(run, command[0], command, env=variables)  # type: ignore[attr-defined]
+    reactor.spawnProcess(run, command[0], command, env=variables, path=folder and str(folder))  # type: ignore[attr-defined]
     case.addCleanup(_end, run)
     return run
 

@@ -20,7 +20,7 @@ from edxagent.amqp.link import BrokerLink, Session
 from edxagent.amqp.publisher import ConfirmingPublisher
 from edxagent.amqp.topology import ensure_agent_topology, ensure_request_queue
 from edxagent.config.values import AgentConfig
-from edxagent.errors import BrokerError, BrokerRefused
+from edxagent.errors import BrokerError, BrokerRefused, ConfigError
 from edxagent.graders.registry import find_factory
 from edxagent.interfaces import GraderTools, IDelivery, IGrader, IHeldDelivery
 from edxagent.limits import DeadlineGrader, FairSlots
@@ -34,25 +34,33 @@ def make_agent_service(
     config: AgentConfig,
     reactor: Any,
     *,
+    grader: IGrader | None = None,
     on_refused: Callable[[BrokerRefused], None] | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AgentService:
     """The agent, to be hung into any ``MultiService``.
 
+    :param grader: a grader of your own, in the place of the configured one.
     :param on_refused: is called when the broker says no to something that only a person can mend; it is logged anyway.
         The program that owns the process may stop then; an embedding one may carry on without grading.
     :param wall_clock: seconds since the epoch, for what others read; deadlines run by the reactor's clock.
-    :raises ValueError: the grader's options don't fit each other.
+    :raises ConfigError: the grader's options don't fit each other.
     """
-    tools = GraderTools(reactor=reactor, concurrency=config.concurrency, max_reply=config.results.max_reply)
-    grader = find_factory(config.grader.kind).build(config.grader.options, tools)
     return AgentService(
         config=config,
-        grader=grader,
+        grader=grader or _configured_grader(config, reactor),
         reactor=reactor,
         on_refused=on_refused or (lambda refused: None),
         wall_clock=wall_clock,
     )
+
+
+def _configured_grader(config: AgentConfig, reactor: Any) -> IGrader:
+    tools = GraderTools(reactor=reactor, concurrency=config.concurrency, max_reply=config.results.max_reply)
+    try:
+        return find_factory(config.grader.kind).build(config.grader.options, tools)
+    except ValueError as error:
+        raise ConfigError([f"[grader] {error}"]) from None
 
 
 class AgentService(Service):
