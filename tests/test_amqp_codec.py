@@ -109,7 +109,8 @@ class TableTests(SynchronousTestCase):
         """Every type that the oracle can write, among them the small ones that we never send."""
         table = {
             "b": -1, "s": -300, "u": 65535, "I": -70000, "i": 4_000_000_000, "l": 1 << 40, "t": True, "f": 0.5,
-            "D": Decimal("1.5"), "S": "é", "A": [1, "x", [None]], "F": {"a": {"b": 1}}, "V": None, "x": bytearray(b"\xff"),
+            "D": Decimal("1.5"), "S": "é", "A": [1, "x", [None]], "F": {"a": {"b": 1}},
+            "V": None, "x": bytearray(b"\xff"),
         }  # fmt: skip
         self.assertEqual(decode_table(encode.field_table(table), 0)[0], table)
 
@@ -117,7 +118,8 @@ class TableTests(SynchronousTestCase):
         """Each type by its bytes."""
         for data, value in {
             b"t\x01": True, b"b\xff": -1, b"B\xff": 255, b"s\xff\xff": -1, b"u\xff\xff": 65535,
-            b"I\xff\xff\xff\xfb": -5, b"i\xff\xff\xff\xff": (1 << 32) - 1, b"l" + b"\xff" * 8: -1, b"L" + b"\xff" * 8: -1,
+            b"I\xff\xff\xff\xfb": -5, b"i\xff\xff\xff\xff": (1 << 32) - 1,
+            b"l" + b"\xff" * 8: -1, b"L" + b"\xff" * 8: -1,
             b"f\x3f\x80\x00\x00": 1.0, b"d\x3f\xf0" + bytes(6): 1.0, b"D\x02\x00\x00\x00\x7b": Decimal("1.23"),
             b"S\x00\x00\x00\x02\xc3\xa9": "é", b"S\x00\x00\x00\x01\xff": b"\xff", b"A\x00\x00\x00\x02t\x00": [False],
             b"T" + bytes(7) + b"\x07": Timestamp(7), b"F\x00\x00\x00\x03\x01kV": {"k": None}, b"V": None,

@@ -11,10 +11,11 @@ from attrs import frozen
 from twisted.internet.defer import Deferred, fail
 
 from edxagent.amqp.confirms import Confirms
+from edxagent.amqp.content import MAX_BODY, Content
 from edxagent.amqp.delivery import Delivery
 from edxagent.amqp.frames import METHOD, OVERHEAD, pack_content, pack_frame
 from edxagent.amqp.methods import Deliver, encode_ack, encode_header, encode_nack, encode_publish
-from edxagent.amqp.rpc import MAX_BODY, Content, RPCChannel
+from edxagent.amqp.rpc import RPCChannel
 from edxagent.errors import BrokerError, BrokerUnreachable, MessageRefused
 from edxagent.model import Message
 

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from attrs import frozen
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txamqp.factory import AMQFactory
 from txamqp.protocol import AMQClient
-from zope.interface import implementer
 
 from edxagent.amqp.channel import Channel
 from edxagent.amqp.codec import Malformed
 from edxagent.amqp.delegate import CHANNEL_MAX, ConnectionDelegate
 from edxagent.amqp.frames import BODY, HEADER, HEARTBEAT, HEARTBEAT_FRAME, METHOD, OVERHEAD, FrameReader
+from edxagent.amqp.gate import WriteGate
 from edxagent.amqp.heartbeat import Heartbeat
 from edxagent.amqp.spec import PROTOCOL_HEADER, load_spec
 from edxagent.config.values import BrokerAddress
@@ -68,7 +68,7 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
         self.tuned: Deferred[None] = Deferred()
         self._reader = FrameReader(_FIRST_FRAME_MAX - OVERHEAD)
-        self._gate = _WriteGate(self._flush)
+        self._gate = WriteGate(self._flush)
         self._heartbeat: Heartbeat | None = None
         self._cut: IDelayedCall | None = None
         self._control: Channel = self.channelFactory(0, self.outgoing, self)
@@ -269,30 +269,6 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
             if self._next_channel not in self.channels:
                 return self._next_channel
         raise BrokerUnreachable(f"{self}: all {self.channel_max} channels are in use")
-
-
-@implementer(IPushProducer)
-class _WriteGate:
-    """Learns from the transport when its buffer is full, so that publishes wait instead of piling up."""
-
-    def __init__(self, reopened: Callable[[], None]) -> None:
-        self.open = True
-        self._reopened: Callable[[], None] | None = reopened
-
-    def pauseProducing(self) -> None:
-        self.open = False
-
-    def resumeProducing(self) -> None:
-        if self._reopened is not None:
-            self.open = True
-            self._reopened()
-
-    def stopProducing(self) -> None:
-        self.shut()
-
-    def shut(self) -> None:
-        self.open = False
-        self._reopened = None
 
 
 class ConnectionFactory(AMQFactory):  # type: ignore[misc]  # txamqp has no types

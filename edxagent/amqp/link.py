@@ -6,28 +6,23 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from twisted.application.internet import ClientService
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import ILogObserver, Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
 
 from edxagent.amqp.client import BrokerConnection, ConnectionFactory, Wishes
 from edxagent.amqp.endpoints import endpoint_for
+from edxagent.amqp.reconnecting import CLOSE_WITHIN, QuietClientService, SessionEndpoint, SessionFactory
 from edxagent.amqp.session import Session
 from edxagent.config.values import BrokerAddress, BrokerConfig
 from edxagent.errors import BrokerError, BrokerRefused, BrokerUnreachable
 
 __all__ = ["BrokerLink", "Session"]
 
-CLOSE_WITHIN = 5.0
-"""Seconds that the broker has to agree to the end of a connection."""
 PREPARE_CALLS = 20
-"""How many ``call_timeout``\\ s the preparation of a session may take in all."""
+"""The preparation of a session may take so many times ``call_timeout`` in all."""
 
 
 class BrokerLink(Service):
@@ -70,8 +65,8 @@ class BrokerLink(Service):
         self._reported: set[str] = set()
         self._gave_up: BrokerRefused | None = None
         self._news: list[IDelayedCall] = []
-        self._service = _QuietClientService(
-            _SessionEndpoint(self._connect), _SessionFactory(), retryPolicy=self._pause, clock=reactor
+        self._service = QuietClientService(
+            SessionEndpoint(self._connect), SessionFactory(), retryPolicy=self._pause, clock=reactor
         )
 
     def startService(self) -> None:
@@ -247,57 +242,6 @@ class BrokerLink(Service):
         address = config.addresses[self._turn % len(config.addresses)]
         self._log.info("{link}: next try in {pause:.1f} s at {broker}", link=self.label, pause=pause, broker=address)
         return pause
-
-
-@implementer(ILogObserver)
-def _unseen(event: Any) -> None:
-    pass
-
-
-class _QuietClientService(ClientService):
-    """``ClientService`` logs each attempt by its endpoint's repr; the link says the same in words."""
-
-    _log = Logger(observer=_unseen)
-
-
-class _SessionFactory(Factory):
-    """What ``ClientService`` calls a protocol: something that it is told the loss of, and no more."""
-
-    noisy = False
-    protocol = Protocol
-
-
-class _SessionTransport:
-    """What ``ClientService`` calls a transport: something that it can end."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def loseConnection(self) -> None:
-        """Close the connection in peace."""
-        self._session.close(CLOSE_WITHIN)
-
-
-@implementer(IStreamClientEndpoint)
-class _SessionEndpoint:
-    """Connecting, as ``ClientService`` understands it, that is done when the session is prepared.
-
-    ``ClientService`` has a hook for preparations of its own, but loses track of a connection that goes during them.
-    """
-
-    def __init__(self, connect: Callable[[], Any]) -> None:
-        self._connect = connect
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """See ``IStreamClientEndpoint``."""
-        return Deferred.fromCoroutine(self._connected(protocolFactory))
-
-    async def _connected(self, factory: IProtocolFactory) -> IProtocol:
-        session = await self._connect()
-        protocol: Any = factory.buildProtocol(session.address)
-        protocol.makeConnection(_SessionTransport(session))
-        session.when_ended().addCallback(lambda reason: protocol.connectionLost(Failure(reason)))
-        return cast(IProtocol, protocol)
 
 
 async def _awaited(awaitable: Awaitable[None]) -> None:

@@ -13,6 +13,7 @@ from txamqp.message import Message as Reply
 from txamqp.protocol import AMQChannel
 
 from edxagent.amqp.codec import Malformed
+from edxagent.amqp.content import Content
 from edxagent.amqp.frames import METHOD, pack_frame
 from edxagent.amqp.methods import (
     ACK,
@@ -26,10 +27,7 @@ from edxagent.amqp.methods import (
     encode_method,
 )
 from edxagent.errors import BrokerError, BrokerUnreachable
-from edxagent.model import Properties
 
-MAX_BODY = 128 * 1024 * 1024
-"""The greatest body, in bytes, that is kept unless a consumer says less; RabbitMQ's own default limit."""
 _CONNECTION = b"\x00\x0a"
 
 
@@ -49,21 +47,6 @@ class _Call:
         """The deadline is of no more interest."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
-
-
-class Content:
-    """A message on its way in: the method that announced it, then its properties, then its body."""
-
-    __slots__ = ("announced", "body", "chunks", "keep", "missing", "properties", "size")
-
-    def __init__(self, announced: Any) -> None:
-        self.announced = announced
-        self.properties: Properties | None = None
-        self.size = 0
-        self.missing = 0
-        self.keep = False
-        self.chunks: list[bytes] = []
-        self.body = b""
 
 
 class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
@@ -162,10 +145,9 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
         content = self._content
         if content is None or content.properties is not None:
             raise Malformed("a content header without its method")
-        content.size, content.properties = decode_header(payload)
-        content.missing = content.size
-        content.keep = not self.closed and content.size <= self._body_limit(content)
-        if not content.size:
+        size, properties = decode_header(payload)
+        content.begin(size, properties, 0 if self.closed else self._body_limit(content))
+        if not size:
             self._content_complete(content)
 
     def body_received(self, payload: bytes) -> None:
@@ -173,18 +155,11 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
         content = self._content
         if content is None or content.properties is None:
             raise Malformed("a body without its header")
-        content.missing -= len(payload)
-        if content.missing < 0:
-            raise Malformed("a body that is longer than announced")
-        if content.keep:
-            content.chunks.append(payload)
-        if not content.missing:
+        if content.add(payload):
             self._content_complete(content)
 
     def _content_complete(self, content: Content) -> None:
         self._content = None
-        content.body = content.chunks[0] if len(content.chunks) == 1 else b"".join(content.chunks)
-        content.chunks = []
         if isinstance(content.announced, Deliver):
             if self.refusal() is None:
                 self._delivered(content)

@@ -1,0 +1,53 @@
+"""A message on its way in: announced by a method, described by a header, carried by any number of body frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edxagent.amqp.codec import Malformed
+from edxagent.model import Properties
+
+MAX_BODY = 128 * 1024 * 1024
+"""The greatest body, in bytes, that is kept unless a consumer says less; RabbitMQ's own default limit."""
+
+
+class Content:
+    """What has arrived of a message so far.
+
+    :ivar announced: the method that it belongs to, decoded.
+    :ivar properties: ``None`` until the header is here.
+    :ivar size: the body's size, in bytes, by the header.
+    """
+
+    __slots__ = ("_chunks", "_keep", "_missing", "announced", "properties", "size")
+
+    def __init__(self, announced: Any) -> None:
+        self.announced = announced
+        self.properties: Properties | None = None
+        self.size = 0
+        self._missing = 0
+        self._keep = False
+        self._chunks: list[bytes] = []
+
+    def begin(self, size: int, properties: Properties, limit: int) -> None:
+        """The header is here; a body that is larger than ``limit`` won't be kept."""
+        self.size = self._missing = size
+        self.properties = properties
+        self._keep = size <= limit
+
+    def add(self, chunk: bytes) -> bool:
+        """More of the body; whether that was the last of it.
+
+        :raises Malformed: it is longer than announced.
+        """
+        self._missing -= len(chunk)
+        if self._missing < 0:
+            raise Malformed("a body that is longer than announced")
+        if self._keep:
+            self._chunks.append(chunk)
+        return not self._missing
+
+    @property
+    def body(self) -> bytes:
+        """The body; empty if it wasn't kept."""
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
