@@ -69,8 +69,15 @@ class ExchangeTests(SynchronousTestCase):
         )
 
     def run_exchange(self, exchange: Exchange, *samples: Sample, rate: float | None = None) -> Deferred[None]:
-        """Begin a run."""
-        return Deferred.fromCoroutine(exchange.run(samples, rate))
+        """Begin a run, which ends with the test."""
+        run = Deferred.fromCoroutine(exchange.run(samples, rate))
+
+        def end() -> None:
+            run.addErrback(lambda _: None)
+            run.cancel()
+
+        self.addCleanup(end)
+        return run
 
     def answer(self, exchange: Exchange, name: str, outcome: str = "graded", score: object = 1.0) -> None:
         """Have a result arrive."""
