@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.bad_input import HEADER, INNER, LEARNER, LMS_KEY, BadInputTestCase, Case, request, without
+from tests.outcomes import HEADER, INNER, LEARNER, LMS_KEY, OutcomeTestCase, Case, request, without
 
 
-class BadBodyTests(BadInputTestCase):
+class BadBodyTests(OutcomeTestCase):
     """Bodies that are no requests, and odd ones that are."""
 
     async def test_no_json(self) -> None:

@@ -9,10 +9,10 @@ from edxagent.amqp.channel import Channel
 from edxagent.amqp.codec import Timestamp
 from edxagent.amqp.frames import OVERHEAD, pack_content
 from edxagent.amqp.methods import encode_publish
-from tests.bad_input import SECRETS, BadInputTestCase, Case, not_utf8, request
+from tests.outcomes import SECRETS, OutcomeTestCase, Case, not_utf8, request
 
 
-class BadPropertiesTests(BadInputTestCase):
+class BadPropertiesTests(OutcomeTestCase):
     """Message properties that a producer got wrong, or left out."""
 
     async def test_ids(self) -> None:
@@ -124,7 +124,7 @@ TABLE_VALUES = {
 """Every type of value, encoded (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3)."""
 
 
-class BadHeadersTests(BadInputTestCase):
+class BadHeadersTests(OutcomeTestCase):
     """Message headers of every type."""
 
     async def publish_raw(self, channel: Channel, name: str, body: bytes, table: bytes) -> None:

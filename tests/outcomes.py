@@ -41,17 +41,29 @@ class Case:
     """A message and what should become of it.
 
     :ivar error: words of the dead letter's ``x-error``; ``None`` = it is graded.
+    :ivar failure: its outcome word when it isn't graded.
     :ivar told: whether the learner gets a verdict.
     """
 
     body: bytes = field(repr=False, factory=request)
     error: str | None = None
+    failure: str = "malformed"
     told: bool = True
     properties: Mapping[str, Any] = field(factory=dict)
 
+    @property
+    def outcome(self) -> str:
+        """The outcome word."""
+        return "graded" if self.error is None else self.failure
 
-class BadInputTestCase(AgentTestCase):
-    """Sends messages, between good ones, through a real agent."""
+
+class OutcomeTestCase(AgentTestCase):
+    """Sends messages, between good ones, through a real agent.
+
+    :ivar grader: the kind of grader that the agent has.
+    """
+
+    grader = "fixed"
 
     async def send(self, case: Case, name: str) -> str:
         """Publish a case; returns the id that its outcome will have."""
@@ -71,6 +83,14 @@ class BadInputTestCase(AgentTestCase):
         self.assertEqual(await agent.stop(), -15)
         self.assert_clean(agent, SECRETS)
         return verdicts
+
+    async def check_all_fail(self, failure: str, error: str, grader: Mapping[str, object]) -> None:
+        """Have an agent with a certain grader take a few good requests, and fail at each."""
+        agent = await self.agent(grader=grader)
+        case = Case(failure=failure, error=error, told=failure != "unavailable")
+        await self.outcomes(agent, {await self.send(case, str(number)): case for number in range(3)})
+        self.assertEqual(await agent.stop(), -15)
+        self.assert_clean(agent, SECRETS)
 
     async def outcomes(self, agent: AgentProcess, expected: Mapping[str, Case]) -> dict[str, Delivery]:
         """See that each message has the end that it should have, one and no more; returns the verdicts."""
@@ -93,10 +113,10 @@ class BadInputTestCase(AgentTestCase):
         """A dead letter holds the request as it was, and says why it is there."""
         headers = dict(letter.properties.headers)
         self.assertTrue(letter.body == case.body, "the body isn't verbatim")
-        self.assertIn(case.error, headers.pop("x-error"))
+        self.assertIn(case.error, headers.pop("x-error"), letter.properties.message_id)
         self.assertIsInstance(headers.pop("x-time"), float)
-        told = {"x-outcome": "malformed", "x-agent": "e2e", "x-attempt": 1, "x-told-learner": case.told}
-        self.assertEqual(headers, {**headers, **told, "x-queue": self.requests, "x-grader": "fixed"})
+        told = {"x-outcome": case.outcome, "x-agent": "e2e", "x-attempt": 1, "x-told-learner": case.told}
+        self.assertEqual(headers, {**headers, **told, "x-queue": self.requests, "x-grader": self.grader})
         for name in ("type", "correlation_id", "reply_to"):
             self.assertEqual(getattr(letter.properties, name), {"type": "grading.request", **case.properties}.get(name))
 
@@ -106,5 +126,5 @@ class BadInputTestCase(AgentTestCase):
         verdict = check_verdict(body["xqueue_body"].encode(), max_size=1 << 20)
         self.assertIn(json.dumps(body["xqueue_header"]).encode(), case.body)
         self.assertEqual((verdict.correct, verdict.score), (True, 1.0) if case.error is None else (False, 0.0))
-        self.assertEqual(result.properties.headers["x-outcome"], "graded" if case.error is None else "malformed")
+        self.assertEqual(result.properties.headers["x-outcome"], case.outcome)
         self.assertEqual(result.properties.correlation_id, case.properties.get("correlation_id"))
