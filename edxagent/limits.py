@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, 
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from edxagent.errors import GraderTimedOut
+from edxagent.errors import GraderCrashed, GraderTimedOut
 from edxagent.interfaces import IGrader
 from edxagent.model import GraderRequest, GraderResponse
 
@@ -98,6 +98,22 @@ class FairSlots:
         self._claims.pop().cancel()
 
 
+class _Work(Deferred[GraderResponse]):
+    """What a grader is doing; knows whether somebody cancelled it."""
+
+    cancelled = False
+
+    def __init__(self, work: Deferred[GraderResponse]) -> None:
+        super().__init__()
+        self.addCallback(lambda _: work)
+        self.callback(None)  # type: ignore[arg-type]  # the callback above makes it a response
+
+    def cancel(self) -> None:
+        """See ``Deferred``."""
+        self.cancelled = True
+        super().cancel()
+
+
 @implementer(IGrader)
 class DeadlineGrader:
     """Any grader, cancelled when a submission takes longer than ``timeout`` seconds."""
@@ -111,8 +127,9 @@ class DeadlineGrader:
         """See :meth:`edxagent.interfaces.IGrader.grade`.
 
         :raises GraderTimedOut: the time was over.
+        :raises CancelledError: the caller cancelled, whatever the grader made of it; and only then.
         """
-        work: Deferred[GraderResponse] = ensureDeferred(self._grader.grade(request))
+        work = _Work(ensureDeferred(self._grader.grade(request)))
         expired = False
 
         def expire() -> None:
@@ -123,9 +140,14 @@ class DeadlineGrader:
         deadline = self._clock.callLater(self._timeout, expire)
         try:
             return await work
-        except Exception:
+        except Exception as error:
             if expired:
                 raise GraderTimedOut(f"no verdict within {self._timeout:g} s") from None
+            if work.cancelled:
+                raise CancelledError from None
+            if isinstance(error, CancelledError):
+                # Taken for the caller's, it would send the submission back to its queue, to be graded so for ever.
+                raise GraderCrashed("the grader cancelled its own work") from None
             raise
         finally:
             if deadline.active():
