@@ -39,9 +39,15 @@ class MalformedRequest(EdxagentError):
 
 
 class GraderError(EdxagentError):
-    """A submission got no verdict. Only the four below are raised; each knows its outcome word."""
+    """A submission got no verdict. Only the five below are raised; each knows its outcome word."""
 
     outcome: Outcome
+
+
+class MalformedSubmission(GraderError):
+    """The submission itself can't be graded: what it names is missing, too much or not allowed. *No retry heals it.*"""
+
+    outcome = Outcome.MALFORMED
 
 
 class GraderUnavailable(GraderError):

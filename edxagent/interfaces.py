@@ -30,6 +30,7 @@ class IGrader(Interface):
         *Cancellation.* Cancelling must end the work (kill the process, drop the connection) and let go of
         everything it held, whether or not the Deferred has fired by the time that ``cancel()`` returns.
 
+        :raises MalformedSubmission: the submission names something that is missing, too much or not allowed; final.
         :raises GraderUnavailable: it couldn't be asked; asking again later may help.
         :raises GraderCrashed: it ended without an answer.
         :raises BadReply: its answer is too large or no JSON text.

@@ -158,6 +158,7 @@ class ProtocolTests(CommandTests):
                 "student_response": "naïve\n\x00",
                 "grader_payload": "payload",
                 "student_info": "{}",
+                "files": {},
             },
         )
 

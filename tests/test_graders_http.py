@@ -20,7 +20,7 @@ from twisted.internet.ssl import PrivateCertificate
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
-from edxagent.graders import http
+from edxagent.graders import exchange, http
 from edxagent.model import GraderResponse
 from edxagent.testing.graders import CORRECT, build, make_request, until
 from edxagent.testing.http_server import (
@@ -99,7 +99,7 @@ class RetryAfterTests(SynchronousTestCase):
             ("Sun, 99 Jul 2026 12:01:30 GMT", None),
         ]
         for value, expected in rows:
-            self.assertEqual(http.retry_after_seconds(value, now.timestamp()), expected, value)
+            self.assertEqual(exchange.retry_after_seconds(value, now.timestamp()), expected, value)
 
 
 class ServerTests(TestCase):
@@ -305,6 +305,13 @@ class TroubleTests(ServerTests):
         failure = await self.failure(answering(b"", "307 Elsewhere", [f"Location: {other.url}"]))
         self.assertIsInstance(failure, GraderUnavailable)
         self.assertEqual(other.asked, [])
+
+    async def test_nowhere(self) -> None:
+        """An address of the new kind is understood; a host name that can't be one is our mistake."""
+        for url in ("http://[::1]:1/", "http://no_host/", "http://a..b/"):
+            work = ensureDeferred(self.grader(url).grade(make_request()))
+            failure = await self.assertFailure(work, GraderUnavailable)
+            self.assertIn("can't be reached", str(failure))
 
     async def test_busy(self) -> None:
         """A busy server's Retry-After is passed on."""

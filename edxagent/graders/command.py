@@ -2,7 +2,9 @@
 
 *What it gets.* One line of JSON on standard input, an object of texts (``attempt`` is a number): ``submission``,
 ``queue``, ``attempt``, ``xqueue_body`` and ``xqueue_files`` verbatim, and ``student_response``, ``grader_payload`` and
-``student_info``, which are the three parts of ``xqueue_body``.
+``student_info``, which are the three parts of ``xqueue_body``. And an object, ``files``: what the LMS calls a file that
+was uploaded → its path in the working folder, where it is already. Only files on ``file_hosts =`` are fetched. Without
+that key none are, and ``files`` is empty: there is ``xqueue_files`` for a program that fetches them itself.
 
 *What it answers.* The verdict, ``{"correct": true, "score": 1, "msg": "<p>Well done.</p>"}``, on **descriptor 3**, and
 exit status 0. Standard output can't be a verdict: that is where students' programs write. A grader should start those
@@ -24,7 +26,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 from twisted.application.service import Service
@@ -36,12 +38,16 @@ from zope.interface import implementer
 from edxagent.config import parsers
 from edxagent.config.keys import REQUIRED, Key
 from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
+from edxagent.graders.attachments import host_list
 from edxagent.graders.process import CHILD_FDS, STDERR, STDOUT, Child, Leash
 from edxagent.graders.words import brief
 from edxagent.graders.workspace import Workspace, default_base, remove_tree
 from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
 from edxagent.model import GraderRequest, GraderResponse
 from edxagent.tasks import Tasks
+
+if TYPE_CHECKING:
+    from edxagent.graders.files import FileFetcher
 
 LEAST_OUTPUT = 4096
 """Bytes; what a shell complains about must fit, or a program that didn't start would look like one that crashed."""
@@ -67,7 +73,7 @@ class CommandLine:
     setsid: str
 
 
-def submission_line(request: GraderRequest) -> bytes:
+def submission_line(request: GraderRequest, files: Mapping[str, str]) -> bytes:
     """What the program reads."""
     document = {
         "submission": request.submission,
@@ -78,6 +84,7 @@ def submission_line(request: GraderRequest) -> bytes:
         "student_response": request.student_response,
         "grader_payload": request.grader_payload,
         "student_info": request.student_info,
+        "files": files,
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -106,12 +113,18 @@ def failure_of(child: Child, launcher: str, program: str) -> GraderError | None:
 
 @implementer(IGrader)
 class CommandGrader(Service):
-    """Starts a program for each submission."""
+    """Starts a program for each submission.
+
+    :param fetcher: gets the files that a submission names; ``None`` if nobody does.
+    """
 
     _log = Logger()
 
-    def __init__(self, command: CommandLine, workspace: Workspace, leash: Leash, reactor: Any) -> None:
+    def __init__(
+        self, command: CommandLine, workspace: Workspace, leash: Leash, fetcher: FileFetcher | None, reactor: Any
+    ) -> None:
         self._command = command
+        self._fetcher = fetcher
         self._workspace = workspace
         self._leash = leash
         self._reactor = reactor
@@ -123,9 +136,15 @@ class CommandGrader(Service):
         self._removals.launch(self._remove_leftovers(), "clearing away old working folders")
 
     def stopService(self) -> Deferred[None]:
-        """Fires when the last working folder is gone."""
+        """Fires when the last working folder is gone, and the last connection."""
         super().stopService()
-        return self._removals.when_idle().addCallback(lambda _: self._workspace.close())
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._fetcher is not None:
+            await self._fetcher.close()
+        await self._removals.when_idle()
+        self._workspace.close()
 
     async def grade(self, request: GraderRequest) -> GraderResponse:
         """See :meth:`edxagent.interfaces.IGrader.grade`.
@@ -137,8 +156,9 @@ class CommandGrader(Service):
         except OSError as error:
             raise GraderUnavailable(f"no working folder: {error}; mend [grader] work_dir") from error
         launcher = f"launcher-{secrets.token_hex(8)}"
-        child = Child(self._reactor, submission_line(request), self._leash)
         try:
+            files = await self._fetcher.fetch(request.files, folder) if self._fetcher is not None else {}
+            child = Child(self._reactor, submission_line(request, files), self._leash)
             self._spawn(child, launcher, folder)
             await self._end_of(child)
         finally:
@@ -215,6 +235,15 @@ class CommandFactory:
             64 * 1024,
             "how much of the end of its output is kept for the log: at least 4 KiB",
         ),
+        Key(
+            "file_hosts",
+            host_list,
+            (),
+            "the hosts that uploaded files are fetched from, each host or host:port; without it none are fetched",
+        ),
+        Key("max_files", parsers.count_between(1, 1000), 20, "how many files a submission may have"),
+        Key("max_file_size", parsers.size, 10 * 1024**2, "how large all files of a submission may be together"),
+        Key("file_timeout", parsers.seconds, 15.0, "seconds for fetching all of them; should be less than timeout"),
     )
 
     def build(self, options: Mapping[str, Any], tools: GraderTools) -> CommandGrader:
@@ -237,8 +266,22 @@ class CommandFactory:
                 max_output=max(options["max_output"], LEAST_OUTPUT),
                 kill_after=options["kill_after"],
             ),
+            fetcher=_make_fetcher(options, tools) if options["file_hosts"] else None,
             reactor=tools.reactor,
         )
+
+
+def _make_fetcher(options: Mapping[str, Any], tools: GraderTools) -> FileFetcher:
+    # An HTTP client takes more memory than the rest of this room: only who wants one has it.
+    from edxagent.graders.files import FileFetcher, FileRules
+
+    rules = FileRules(
+        hosts=options["file_hosts"],
+        most=options["max_files"],
+        size=options["max_file_size"],
+        timeout=options["file_timeout"],
+    )
+    return FileFetcher.make(rules, tools.concurrency, tools.reactor)
 
 
 factory = CommandFactory()

@@ -1,109 +1,154 @@
 """One HTTP request over a kept connection: bounded while it is read, cut off when cancelled, and asked again on a new
 connection when the kept one turns out to be closed.
 
-It leaves out what a grader's reply has no need of: redirects, cookies, content encodings.
+It leaves out what neither a grader's reply nor a learner's file has need of: redirects, cookies, content encodings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from time import time
 from typing import Any
 from weakref import WeakSet
 
 from attrs import field, frozen
+from hyperlink import URL
+from OpenSSL import SSL
+from service_identity import VerificationError
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IConsumer, IStreamClientEndpoint
+from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionClosed, DNSLookupError
+from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
+from twisted.web.client import (
+    Agent,
+    HTTPConnectionPool,
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+    ResponseDone,
+    ResponseFailed,
+    ResponseNeverReceived,
+)
 from twisted.web.http import OK, PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-LONGEST_HEADERS = 64 * 1024
-"""Bytes of headers, give or take one packet: Twisted bounds each line, but not their number."""
+from edxagent.graders.connection import Line, Wire
+from edxagent.graders.words import brief
+
+LONGEST_RETRY_AFTER = 3600.0
+"""Seconds; a server that asks for more is asked again then all the same."""
+
+_NETWORK = (ConnectError, ConnectionClosed, ConnectionAborted, DNSLookupError, SSL.Error, VerificationError)
 
 
-class TooLong(Exception):
-    """The response's headers or body are longer than allowed, or encoded so that nobody could say."""
+class ExchangeFailed(Exception):
+    """There is no whole answer. ``str()`` says why, in words that go on from the server's name."""
+
+
+class Unreachable(ExchangeFailed):
+    """No connection was made, or it broke."""
+
+
+class NotHTTP(ExchangeFailed):
+    """What the server says isn't HTTP."""
+
+
+class BadResponse(ExchangeFailed):
+    """The response is HTTP, but none that we could take: endless headers, an encoding, a body that breaks the rules."""
+
+
+class TooLong(BadResponse):
+    """The body is longer than allowed."""
+
+
+@frozen(kw_only=True)
+class Ask:
+    """A request.
+
+    :ivar auth: name and password for basic authentication.
+    :ivar longest: bytes that the body of the response may have.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str]
+    auth: tuple[str, str] | None = field(repr=False, default=None)
+    body: bytes | None = field(repr=False, default=None)
+    longest: int
 
 
 @frozen(kw_only=True)
 class Answer:
-    """What the server said. ``body`` is that of a 200 only; ``retry_after`` is the header's text."""
+    """What the server said.
 
-    status: int
-    retry_after: str | None
-    body: bytes = field(repr=False)
-
-
-@frozen(kw_only=True)
-class Server:
-    """Whom to ask, and how.
-
-    :ivar headers: of each request.
-    :ivar auth: name and password for basic authentication.
-    :ivar connect_timeout: seconds.
-    :ivar max_reply: bytes of a response's body.
-    :ivar kept: how many connections are kept open.
+    :ivar retry_after: seconds, from the header of that name.
     """
 
-    url: str
-    headers: Mapping[str, str]
-    auth: tuple[str, str] | None = field(repr=False)
-    policy: IPolicyForHTTPS
-    connect_timeout: float
-    max_reply: int
-    kept: int
+    status: int
+    retry_after: float | None
 
 
 class Exchanges:
-    """Requests to one server, at once and one after the other."""
+    """Requests, at once and one after the other.
 
-    def __init__(self, server: Server, reactor: Any) -> None:
-        self._server = server
+    :param connect_timeout: seconds.
+    :param kept: how many connections to each host are kept open.
+    """
+
+    def __init__(self, *, policy: IPolicyForHTTPS, connect_timeout: float, kept: int, reactor: Any) -> None:
+        self._policy = policy
+        self._connect_timeout = connect_timeout
         self._reactor = reactor
-        self._wires: WeakSet[_Wire] = WeakSet()
+        self._wires: WeakSet[Wire] = WeakSet()
         self._kept = HTTPConnectionPool(reactor, persistent=True)
-        self._kept.maxPersistentPerHost = server.kept
+        self._kept.maxPersistentPerHost = kept
         self._kept.retryAutomatically = False  # it never would for a POST, and wraps the connection for it
         self._single = HTTPConnectionPool(reactor, persistent=False)
 
-    async def post(self, body: bytes) -> Answer:
-        """Send ``body``; cancelling cuts the connection.
+    async def ask(self, ask: Ask, write: Callable[[bytes], object]) -> Answer:
+        """Ask a server; cancelling cuts the connection.
 
-        :raises TooLong: the answer is longer than allowed.
-        :raises Exception: whatever Twisted has to say about a connection that fails.
+        :param write: gets the body of a 200, and of no other answer, piece by piece. What it raises ends the request.
+        :raises ExchangeFailed: there is no whole answer.
         """
-        line = _Line(self._kept, self._wires)
+        line = Line(self._kept, self._wires)
         try:
-            return await self._ask(line, body)
-        except ResponseNeverReceived:
-            if not line.reused:
-                raise
-        # The server had closed a connection that we kept: that is no failure of this request.
-        return await self._ask(_Line(self._single, self._wires), body)
+            try:
+                return await self._ask(line, ask, write)
+            except ResponseNeverReceived:
+                if not line.reused:
+                    raise
+            # The server had closed a connection that we kept: that is no failure of this request.
+            return await self._ask(Line(self._single, self._wires), ask, write)
+        except (*_NETWORK, ValueError) as error:  # which Twisted raises for what can't be the name of a host
+            raise Unreachable(f"can't be reached: {brief(str(error))}") from error
+        except (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed) as error:
+            raise _explained(error) from error
 
     async def close(self) -> None:
         """Cut all connections; done when they are."""
-        closed = self._kept.closeCachedConnections()
         for wire in list(self._wires):
             wire.abort()
-        await closed
+        # One that is telling us of its last response right now goes back to the pool only when it is done with that.
+        await deferLater(self._reactor, 0)
+        await self._kept.closeCachedConnections()
 
-    async def _ask(self, line: _Line, body: bytes) -> Answer:
-        server = self._server
-        agent = Agent(self._reactor, server.policy, server.connect_timeout, pool=line)
+    async def _ask(self, line: Line, ask: Ask, write: Callable[[bytes], object]) -> Answer:
+        agent = Agent(self._reactor, self._policy, self._connect_timeout, pool=line)
         client = HTTPClient(_PlainAgent(agent, line), data_to_body_producer=_Whole)
         try:
-            asking = client.post(
-                server.url,
-                data=body,
-                headers=Headers({name: [value] for name, value in server.headers.items()}),
-                auth=server.auth,
+            asking = client.request(
+                ask.method,
+                _Verbatim.from_text(ask.url),
+                data=ask.body,
+                headers=Headers({name: [value] for name, value in ask.headers.items()}),
+                auth=ask.auth,
                 allow_redirects=False,
                 unbuffered=True,
                 reactor=self._reactor,
@@ -112,19 +157,50 @@ class Exchanges:
         except Exception:
             line.abort()
             if line.overrun:
-                raise TooLong("the response's headers are too long") from None
+                raise BadResponse("sent headers that are too long") from None
             raise
         line.headers_are_over()
         if response.code != OK:
             line.abort()
-            retry_after = response.headers.getRawHeaders("retry-after", [None])[0]
-            return Answer(status=response.code, retry_after=retry_after, body=b"")
-        if response.length is not UNKNOWN_LENGTH and response.length > server.max_reply:
-            line.abort()
-            raise TooLong(f"the reply is longer than {server.max_reply} bytes")
-        collector = _Collector(server.max_reply, line)
-        response.deliverBody(collector)
-        return Answer(status=OK, retry_after=None, body=await collector.finished)
+        else:
+            if response.length is not UNKNOWN_LENGTH and response.length > ask.longest:
+                line.abort()
+                raise _too_long(ask.longest)
+            collector = _Collector(ask.longest, write, line)
+            response.deliverBody(collector)
+            await collector.finished
+        retry_after = response.headers.getRawHeaders("retry-after", [None])[0]
+        return Answer(status=response.code, retry_after=retry_after_seconds(retry_after, time()))
+
+
+def retry_after_seconds(value: str | None, now: float) -> float | None:
+    """Read a ``Retry-After`` (RFC 9110 §10.2.3): seconds, at most an hour; ``None`` if it can't be read.
+
+    :param now: seconds since the epoch.
+    """
+    if value is None or len(value) > 100:
+        return None
+    if value.strip().isdecimal():
+        return min(float(value), LONGEST_RETRY_AFTER)
+    try:
+        date = parsedate_to_datetime(value)
+        wait = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
+    except (ValueError, OverflowError):
+        return None
+    return min(max(wait, 0.0), LONGEST_RETRY_AFTER)
+
+
+def _explained(error: RequestGenerationFailed | RequestTransmissionFailed | ResponseFailed) -> ExchangeFailed:
+    network = next((reason.value for reason in error.reasons if isinstance(reason.value, _NETWORK)), None)
+    if network is not None:
+        return Unreachable(f"broke off: {brief(str(network))}")
+    if getattr(error, "response", None) is not None:
+        return BadResponse("sent a body that breaks the rules of HTTP")
+    return NotHTTP("doesn't answer in HTTP")
+
+
+def _too_long(longest: int) -> TooLong:
+    return TooLong(f"sent a body that is longer than {longest} bytes")
 
 
 def _cancellable(work: Deferred[Any]) -> Deferred[Any]:
@@ -139,88 +215,11 @@ def _cancellable(work: Deferred[Any]) -> Deferred[Any]:
     return outer
 
 
-class _Wire(ProtocolWrapper):
-    """Beneath Twisted's HTTP client: counts what comes in while headers are read, and can be cut."""
+class _Verbatim(URL):
+    """A URL that is ASCII already, and no business of hyperlink's, which can't encode an IPv6 address."""
 
-    used = False
-    lost = False
-    left: int | None = None
-
-    def dataReceived(self, data: bytes) -> None:
-        if self.left is not None:
-            if self.left <= 0:
-                self.abort()
-                return
-            self.left -= len(data)
-        super().dataReceived(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.lost = True
-        super().connectionLost(reason)
-
-    def abort(self) -> None:
-        transport: Any = self.transport
-        if not self.lost:  # Twisted's TLS can't bear to be told twice
-            transport.abortConnection()
-
-
-@implementer(IStreamClientEndpoint)
-@frozen
-class _WiredEndpoint:
-    """An endpoint with a :class:`_Wire` put beneath whatever connects through it."""
-
-    endpoint: IStreamClientEndpoint
-    wires: WeakSet[_Wire]
-
-    def connect(self, protocolFactory: Any) -> Deferred[Any]:
-        factory = WrappingFactory(protocolFactory)
-        factory.protocol = _Wire
-        factory.noisy = False
-        connecting: Deferred[Any] = self.endpoint.connect(factory)
-        return connecting.addCallback(self._connected)
-
-    def _connected(self, wire: Any) -> Any:
-        self.wires.add(wire)
-        return wire.wrappedProtocol
-
-
-class _Line:
-    """Stands in for the pool in one request, so that we know which connection that one got.
-
-    :ivar reused: whether another request had used that before.
-    """
-
-    def __init__(self, pool: HTTPConnectionPool, wires: WeakSet[_Wire]) -> None:
-        self.persistent = pool.persistent
-        self.reused = False
-        self._pool = pool
-        self._wires = wires
-        self._wire: _Wire | None = None
-
-    def getConnection(self, key: Any, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
-        """What ``Agent`` calls."""
-        return self._pool.getConnection(key, _WiredEndpoint(endpoint, self._wires)).addCallback(self._got)
-
-    def _got(self, connection: Any) -> Any:
-        wire = self._wire = connection.transport
-        self.reused, wire.used = wire.used, True
-        wire.left = LONGEST_HEADERS
-        return connection
-
-    @property
-    def overrun(self) -> bool:
-        """Whether the headers were too long."""
-        return self._wire is not None and self._wire.left is not None and self._wire.left <= 0
-
-    def headers_are_over(self) -> None:
-        """From now on it's the body."""
-        if self._wire is not None:
-            self._wire.left = None
-
-    def abort(self) -> None:
-        """Cut the connection."""
-        if self._wire is not None:
-            self._wire.abort()
+    def to_uri(self) -> _Verbatim:
+        return self
 
 
 @implementer(IAgent)
@@ -229,7 +228,7 @@ class _PlainAgent:
     """An agent without what treq adds to each request: the offer and decoding of gzip, and a reading of cookies."""
 
     agent: IAgent
-    line: _Line
+    line: Line
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
@@ -241,7 +240,7 @@ class _PlainAgent:
     def _plain(self, response: IResponse) -> IResponse:
         if response.headers.hasHeader("content-encoding"):
             self.line.abort()
-            raise TooLong("the response has a content encoding, though none was asked for")
+            raise BadResponse("sent a content encoding, though none was asked for")
         response.headers.removeHeader(b"set-cookie")
         return response
 
@@ -269,25 +268,27 @@ class _Whole:
 
 
 class _Collector(Protocol):
-    """Takes in a body of at most ``max_reply`` bytes. ``finished`` may be cancelled."""
+    """Passes on a body of at most ``longest`` bytes. ``finished`` may be cancelled."""
 
-    def __init__(self, max_reply: int, line: _Line) -> None:
-        self._max_reply = max_reply
+    def __init__(self, longest: int, write: Callable[[bytes], object], line: Line) -> None:
+        self._longest = self._left = longest
+        self._write = write
         self._line = line
-        self._body = bytearray()
-        self.finished: Deferred[bytes] = Deferred(lambda _: line.abort())
+        self.finished: Deferred[None] = Deferred(lambda _: line.abort())
 
     def dataReceived(self, data: bytes) -> None:
-        self._body += data
-        if len(self._body) > self._max_reply:
-            self._body.clear()
+        if self.finished.called:
+            return
+        self._left -= len(data)
+        try:
+            if self._left < 0:
+                raise _too_long(self._longest)
+            self._write(data)
+        except Exception:
             self._line.abort()
-            self._finish(Failure(TooLong(f"the reply is longer than {self._max_reply} bytes")))
+            self.finished.errback(Failure())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # Without a length and without chunks (HTTP/1.0), the end of the connection is the end of the body.
-        self._finish(bytes(self._body) if reason.check(ResponseDone, PotentialDataLoss) else reason)
-
-    def _finish(self, result: bytes | Failure) -> None:
         if not self.finished.called:
-            self.finished.callback(result)
+            self.finished.callback(None if reason.check(ResponseDone, PotentialDataLoss) else reason)

@@ -10,64 +10,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import timezone
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from attrs import evolve
 from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionClosed, DNSLookupError
 from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
-from twisted.web.client import (
-    BrowserLikePolicyForHTTPS,
-    RequestGenerationFailed,
-    RequestTransmissionFailed,
-    ResponseFailed,
-)
+from twisted.web.client import BrowserLikePolicyForHTTPS
 from zope.interface import implementer
 
 from edxagent.config import parsers
 from edxagent.config.keys import REQUIRED, Key
 from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
-from edxagent.graders.exchange import Answer, Exchanges, Server, TooLong
+from edxagent.graders.exchange import Ask, BadResponse, Exchanges, NotHTTP, Unreachable
 from edxagent.graders.words import brief
 from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
 from edxagent.model import GraderRequest, GraderResponse
 
-LONGEST_RETRY_AFTER = 3600.0
-"""Seconds; a server that asks for more is asked again then all the same."""
-
 DISLIKES_THE_SUBMISSION = frozenset({400, 413, 422})
 """The statuses that speak of the request's content, and so of this one submission."""
 
-_NETWORK = (ConnectError, ConnectionClosed, ConnectionAborted, DNSLookupError, SSL.Error, VerificationError)
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def request_body(request: GraderRequest) -> bytes:
     """What the server reads (XQueue ``consumer.py``, edx/xserver ``protocol.rst``)."""
     return json.dumps({"xqueue_body": request.body, "xqueue_files": request.files}).encode()
-
-
-def retry_after_seconds(value: str | None, now: float) -> float | None:
-    """Read a ``Retry-After`` (RFC 9110 §10.2.3): seconds, at most an hour; ``None`` if it can't be read.
-
-    :param now: seconds since the epoch.
-    """
-    if value is None or len(value) > 100:
-        return None
-    if value.strip().isdecimal():
-        return min(float(value), LONGEST_RETRY_AFTER)
-    try:
-        date = parsedate_to_datetime(value)
-        wait = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
-    except (ValueError, OverflowError):
-        return None
-    return min(max(wait, 0.0), LONGEST_RETRY_AFTER)
 
 
 def failure_of(status: int, retry_after: float | None, where: str) -> GraderError | None:
@@ -96,12 +66,16 @@ def failure_of(status: int, retry_after: float | None, where: str) -> GraderErro
 
 @implementer(IGrader)
 class HTTPGrader(Service):
-    """Asks a web server."""
+    """Asks a web server.
 
-    def __init__(self, server: Server, reactor: Any) -> None:
-        parts = urlsplit(server.url)
+    :param ask: what is the same each time: all but the body.
+    """
+
+    def __init__(self, ask: Ask, exchanges: Exchanges) -> None:
+        parts = urlsplit(ask.url)
         self._where = f"{parts.scheme}://{parts.netloc}{parts.path}"
-        self._exchanges = Exchanges(server, reactor)
+        self._ask = ask
+        self._exchanges = exchanges
 
     def stopService(self) -> Deferred[None]:
         """Fires when every connection is closed."""
@@ -110,27 +84,19 @@ class HTTPGrader(Service):
 
     async def grade(self, request: GraderRequest) -> GraderResponse:
         """See :meth:`edxagent.interfaces.IGrader.grade`."""
-        answer = await self._ask(request_body(request))
-        failure = failure_of(answer.status, retry_after_seconds(answer.retry_after, time()), self._where)
+        reply = bytearray()
+        try:
+            answer = await self._exchanges.ask(evolve(self._ask, body=request_body(request)), reply.extend)
+        except Unreachable as error:
+            raise GraderUnavailable(f"{self._where} {error}") from error
+        except NotHTTP as error:
+            raise GraderUnavailable(f"{self._where} {error}; mend [grader] url") from error
+        except BadResponse as error:
+            raise BadReply(f"{self._where} {error}") from error
+        failure = failure_of(answer.status, answer.retry_after, self._where)
         if failure is not None:
             raise failure
-        return GraderResponse(reply=answer.body)
-
-    async def _ask(self, body: bytes) -> Answer:
-        try:
-            return await self._exchanges.post(body)
-        except TooLong as error:
-            raise BadReply(f"{self._where}: {error}") from error
-        except _NETWORK as error:
-            raise GraderUnavailable(f"{self._where} can't be reached: {brief(str(error))}") from error
-        except (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed) as error:
-            reasons = [reason.value for reason in error.reasons]
-            network = next((reason for reason in reasons if isinstance(reason, _NETWORK)), None)
-            if network is not None:
-                raise GraderUnavailable(f"{self._where} broke off: {brief(str(network))}") from error
-            if getattr(error, "response", None) is not None:
-                raise BadReply(f"{self._where} sent a body that breaks the rules of HTTP") from error
-            raise GraderUnavailable(f"{self._where} doesn't answer in HTTP; mend [grader] url") from error
+        return GraderResponse(reply=bytes(reply))
 
 
 def trust_root_of(ca_file: str) -> Any:
@@ -171,16 +137,20 @@ class HTTPFactory:
         headers = {"User-Agent": "edxagent"}
         if options["content_type"]:
             headers["Content-Type"] = options["content_type"]
-        server = Server(
+        ask = Ask(
+            method="POST",
             url=options["url"],
             headers=headers,
             auth=(options["username"], options["password"]) if options["username"] else None,
+            longest=tools.max_reply,
+        )
+        exchanges = Exchanges(
             policy=BrowserLikePolicyForHTTPS(trust_root_of(options["ca_file"])),
             connect_timeout=options["connect_timeout"],
-            max_reply=tools.max_reply,
             kept=tools.concurrency,
+            reactor=tools.reactor,
         )
-        return HTTPGrader(server, tools.reactor)
+        return HTTPGrader(ask, exchanges)
 
 
 factory = HTTPFactory()

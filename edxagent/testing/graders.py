@@ -263,7 +263,7 @@ class FailingGraderContractTests(_ContractTests):
         raise NotImplementedError
 
     async def test_named_failure(self) -> None:
-        """A failure is one of the four that edxagent names, told in one line."""
+        """A failure is one of those that edxagent names, told in one line."""
         for grader in self.make_failing_graders():
             outcome = await self.outcome_of(self.ask(self.started(grader)))
             self.assertIsInstance(outcome, GraderError)
