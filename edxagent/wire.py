@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from edxagent.errors import MalformedRequest
 from edxagent.model import (
@@ -249,8 +249,8 @@ class Result:
 
     submission: str
     outcome: str
-    header: str
-    verdict: Mapping[str, Any]
+    header: str = field(repr=False)
+    verdict: Mapping[str, Any] = field(repr=False)
     headers: Mapping[str, Any]
 
 

@@ -13,6 +13,7 @@ from edxagent.model import Message, Outcome, Properties, Verdict
 from edxagent.wire import (
     MAX_REASON,
     Phases,
+    Result,
     attempt_of,
     decode_request,
     decode_result,
@@ -147,6 +148,9 @@ class DecodeRequestTests(SynchronousTestCase):
         for value in (submission, grader_request(submission)):
             self.assertNotIn("secret", repr(value))
             self.assertNotIn("prínt", repr(value))
+        result = Result(submission="1", outcome="graded", header="secret", verdict={"msg": "prínt"}, headers={})
+        self.assertNotIn("secret", repr(result))
+        self.assertNotIn("prínt", repr(result))
 
     def test_grader_sees_no_header(self) -> None:
         """A grader gets everything but the header."""
