@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from zope.interface.verify import verifyObject
 
 from edxagent.agent.held import HeldDelivery
 from edxagent.agent.intake import Intake
+from edxagent.errors import ChannelClosed, MessageRefused
 from edxagent.interfaces import IDelivery, IHeldDelivery
 from edxagent.limits import FairSlots
 from edxagent.tasks import Tasks
@@ -34,6 +36,7 @@ class Agent:
     ) -> None:
         self.clock = clock
         self.broker = broker
+        self.make_port = broker.port
         self.seconds = dict.fromkeys(weights, seconds)
         self.slots = FairSlots(concurrency, weights)
         self.lives = Tasks()
@@ -53,7 +56,7 @@ class Agent:
     async def open_port(self, queue: str, failed: bool) -> MemoryPort:
         """A port for a queue."""
         self.broker.declare(queue)
-        return self.broker.port(queue)
+        return self.make_port(queue)
 
     async def live(self, delivery: IHeldDelivery) -> None:
         """The shape of :meth:`edxagent.agent.life.SubmissionLife.handle`."""
@@ -264,6 +267,40 @@ class IntakeTests(SynchronousTestCase):
         self.fill("a", 5)
         self.run_for(1)
         self.assertEqual(agent.graded["a"], 5)
+
+    def test_pauses_grow(self) -> None:
+        """A queue that the broker lets nobody consume isn't asked for every second."""
+
+        class Forbidden(MemoryPort):
+            """A queue that can't be read."""
+
+            async def consume(self, receive: Any, ended: Any) -> str:
+                """Say no."""
+                attempts.append(clock.seconds())
+                raise ChannelClosed(403, "ACCESS_REFUSED")
+
+        clock, attempts = self.clock, list[float]()
+        agent = self.agent({"a": 1})
+        self.clock.advance(0)
+        agent.make_port = lambda queue: Forbidden(self.broker, queue)
+        self.broker.delete("a")
+        self.clock.pump([0.1] * 1000)
+        self.assertIn(len(attempts), range(6, 9))
+
+    def test_life_that_settles_nothing(self) -> None:
+        """A life that failed before its turn, and left its request unsettled, doesn't stop its queue."""
+        agent = self.agent({"a": 1}, concurrency=1, seconds=0.01)
+        live = agent.live
+
+        async def fails_once(delivery: IHeldDelivery) -> None:
+            agent.live = live  # type: ignore[method-assign]
+            raise MessageRefused("too long")
+
+        agent.live = fails_once  # type: ignore[method-assign]
+        self.fill("a", 3)
+        self.run_for(1)
+        self.assertEqual(agent.graded["a"], 2)
+        self.assertEqual(len(self.flushLoggedErrors(MessageRefused)), 1)
 
     def test_abandon(self) -> None:
         """When the session is lost, what is held and not begun is let go; what runs may end."""

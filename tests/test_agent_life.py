@@ -21,11 +21,12 @@ from edxagent.errors import (
     GraderCrashed,
     GraderTimedOut,
     GraderUnavailable,
+    MalformedSubmission,
     MessageRefused,
     PublishFailed,
 )
 from edxagent.limits import FairSlots
-from edxagent.model import Message, Properties
+from edxagent.model import GraderRequest, GraderResponse, Message, Properties
 from edxagent.testing.graders import StubGrader
 from edxagent.testing.memory import MemoryBroker, MemoryPublisher
 from edxagent.wire import encode_request
@@ -191,6 +192,7 @@ class FailedTests(SynchronousTestCase):
     def test_outcomes(self) -> None:
         """Each failure makes a dead letter that says why; the learner hears of it unless the fault is ours."""
         for answer, outcome, told in (
+            (MalformedSubmission("a file is missing"), "malformed", True),
             (GraderUnavailable("refused"), "unavailable", False),
             (GraderTimedOut("late"), "timed-out", True),
             (GraderCrashed("exit 1"), "crashed", True),
@@ -223,6 +225,24 @@ class FailedTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         ((_, properties),) = bench.broker.messages("q.dead")
         self.assertEqual(properties.headers["x-error"], "the grader raised ZeroDivisionError")
+
+    def test_exit(self) -> None:
+        """A grader in this process that calls ``sys.exit`` has crashed, like any other."""
+
+        class Exits:
+            """Doesn't stay."""
+
+            async def grade(self, request: GraderRequest) -> GraderResponse:
+                """See ``IGrader``."""
+                raise SystemExit(1)
+
+        bench = Bench()
+        bench.life._grader = Exits()
+        delivery = bench.run(request())
+        self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 1)
+        ((_, properties),) = bench.broker.messages("q.dead")
+        self.assertEqual(properties.headers["x-outcome"], "crashed")
+        self.assertEqual(delivery.settled, "ack")
 
     def test_malformed(self) -> None:
         """What can't be read needs no slot; with a header the learner is told, without one nobody can be."""
@@ -330,6 +350,18 @@ class GivenBackTests(SynchronousTestCase):
             self.assertEqual(body, delivery.body)
             if settled == "ack":
                 self.assertEqual(dict(properties.headers), {"x-attempt": 2})
+
+    def test_cancelled_twice(self) -> None:
+        """Cancelled again while it goes back as a new message, it goes back the plain way, and at once."""
+        bench = Bench(None)
+        bench.publisher.publish = lambda message: Deferred()
+        delivery = bench.take(request(headers={"x-delivery-count": MANY_RETURNS}))
+        life = bench.handle(delivery)
+        life.cancel()
+        self.assertNoResult(life)
+        life.cancel()
+        self.successResultOf(life)
+        self.assertEqual((delivery.settled, bench.slots.free), ("requeue", 1))
 
     def test_log_level(self) -> None:
         """Going back is an ordinary event, a failure is a warning."""

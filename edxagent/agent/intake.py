@@ -83,9 +83,11 @@ class Intake:
                 lane = self._lane(queue, port)
                 self._lanes[queue] = lane
                 lane.feed()
+                began = self._clock.seconds()
                 error = await lane.when_broken()
                 lane.close()
-                pause = FIRST_PAUSE
+                if self._clock.seconds() - began > LONGEST_PAUSE:
+                    pause = FIRST_PAUSE
             except BrokerError as refused:
                 error = refused
             failed = True

@@ -243,9 +243,17 @@ class Lane:
         held = HeldDelivery(delivery, begun=self._begun, settling=partial(self._settling, consumer))
         self._held[held] = None
         self._note()
-        held.follow(self._receive(held))
+        life = self._receive(held)
+        held.follow(life)
+        life.addCallback(lambda _: self._over(held))
         if held in self._held and not given:
             self._leave_turn()  # the request waits for a slot itself
+
+    def _over(self, held: HeldDelivery) -> None:
+        """Its life has ended; one that failed and settled nothing mustn't stop the queue."""
+        if held in self._held:
+            del self._held[held]
+            self._want()
 
     def _begun(self, held: HeldDelivery) -> None:
         self._held.pop(held, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.internet.interfaces import IReactorTime
@@ -42,7 +42,7 @@ class Ending:
     outcome: Outcome
     reason: str = ""
     verdict: Verdict | None = None
-    header: str | None = None
+    header: str | None = field(default=None, repr=False)
 
 
 class SubmissionLife:
@@ -119,7 +119,7 @@ class SubmissionLife:
             return Ending(outcome=error.outcome, reason=str(error), header=submission.header)
         except CancelledError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._log.failure("the grader raised what it must not", submission=submission.id, queue=submission.queue)
             reason = f"the grader raised {type(error).__name__}"
             return Ending(outcome=Outcome.CRASHED, reason=reason, header=submission.header)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attrs import evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -52,10 +52,10 @@ class ResultPublisher:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def publish_once(self, message: Message) -> bool:
-        """Try once; whether the broker has the message."""
+        """Try once; whether the broker has the message. Cancelling makes it ``False``."""
         try:
             await self._publisher.publish(message)
-        except BrokerError:
+        except (BrokerError, CancelledError):
             return False
         return True
 
