@@ -41,8 +41,9 @@ def make_agent_service(
     """The agent, to be hung into any ``MultiService``.
 
     :param grader: a grader of your own, in the place of the configured one.
-    :param on_refused: is called when the broker says no to something that only a person can mend; it is logged anyway.
-        The program that owns the process may stop then; an embedding one may carry on without grading.
+    :param on_refused: is called when every broker has refused us from the start, in a way that only a person can mend,
+        and none is tried again. The program that owns the process may stop then; an embedding one may carry on without
+        grading.
     :param wall_clock: seconds since the epoch, for what others read; deadlines run by the reactor's clock.
     :raises ConfigError: the grader's options don't fit each other.
     """

@@ -35,7 +35,7 @@ class BrokerLink(Service):
     :param reactor: provides ``IReactorTCP``, ``IReactorTime``, ``IReactorPluggableNameResolver``.
     :param purpose: ``consume`` or ``publish``; with ``name`` it is what the broker's list of connections shows.
     :param prepare: is awaited with each new session before the link counts as up, under a deadline.
-    :param on_refused: is called with each distinct refusal; it is logged anyway.
+    :param on_refused: is called with the last refusal when it stops trying.
     :ivar session: the session while the link is up, or ``None``.
     """
 
@@ -209,11 +209,11 @@ class BrokerLink(Service):
             return
         self._reported.add(text)
         self._log.error("{link}: {reason}", link=self.label, reason=text)
-        self._tell(self._on_refused, refused)
 
     def _give_up(self, refused: BrokerRefused) -> None:
         self._gave_up = refused
         self._log.error("{link}: this doesn't heal by itself; no more attempts", link=self.label)
+        self._tell(self._on_refused, refused)
         self._tell(self._fail_waiters, refused)
 
     def _tell(self, function: Callable[[Any], object], news: object) -> None:
@@ -236,10 +236,11 @@ class BrokerLink(Service):
     def _pause(self, attempt: int) -> float:
         """Seconds before attempt number ``attempt`` in a row."""
         config = self.config
-        longest = config.retry_max
-        pause = longest if self._refusals else min(config.retry_initial * 2.0 ** min(attempt - 1, 60), longest)
-        pause *= random.uniform(0.5, 1.0)
         address = config.addresses[self._turn % len(config.addresses)]
+        pause = min(config.retry_initial * 2.0 ** min(attempt - 1, 60), config.retry_max)
+        if address in self._refusals:
+            pause = config.retry_max
+        pause *= random.uniform(0.5, 1.0)
         self._log.info("{link}: next try in {pause:.1f} s at {broker}", link=self.label, pause=pause, broker=address)
         return pause
 
