@@ -5,6 +5,7 @@ A message is one line: what went wrong, where, and what to do. No message holds 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from edxagent.model import Outcome
@@ -119,3 +120,9 @@ class Unroutable(PublishFailed):
 
 class MessageRefused(BrokerError):
     """A message that AMQP can't carry (a property too long, a header of no AMQP type). *Final; nothing was sent.*"""
+
+
+def plain_reason(error: Exception) -> str:
+    """Why the network failed, in the system's own few words: Twisted's say the same thing three times."""
+    number = getattr(error, "osError", None)
+    return os.strerror(number) if isinstance(number, int) else str(error) or type(error).__name__

@@ -17,7 +17,7 @@ from edxagent.amqp.endpoints import endpoint_for
 from edxagent.amqp.reconnecting import CLOSE_WITHIN, QuietClientService, SessionEndpoint, SessionFactory
 from edxagent.amqp.session import Session
 from edxagent.config.values import BrokerAddress, BrokerConfig
-from edxagent.errors import BrokerError, BrokerRefused, BrokerUnreachable
+from edxagent.errors import BrokerError, BrokerRefused, BrokerUnreachable, plain_reason
 
 __all__ = ["BrokerLink", "Session"]
 
@@ -158,7 +158,7 @@ class BrokerLink(Service):
         except CancelledError:
             raise
         except Exception as error:
-            raise BrokerUnreachable(f"{address}: {_why(error)}") from None
+            raise BrokerUnreachable(f"{address}: {plain_reason(error)}") from None
         opening = Deferred.fromCoroutine(connection.open())
         opening.addTimeout(max(0.0, timeout - (self.reactor.seconds() - began)), self.reactor)
         try:
@@ -247,7 +247,3 @@ class BrokerLink(Service):
 
 async def _awaited(awaitable: Awaitable[None]) -> None:
     await awaitable
-
-
-def _why(error: Exception) -> str:
-    return str(error) or type(error).__name__

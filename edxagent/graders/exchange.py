@@ -38,6 +38,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
+from edxagent.errors import plain_reason
 from edxagent.graders.connection import Line, Wire
 from edxagent.graders.words import brief
 
@@ -127,7 +128,7 @@ class Exchanges:
             # The server had closed a connection that we kept: that is no failure of this request.
             return await self._ask(Line(self._single, self._wires), ask, write)
         except (*_NETWORK, ValueError) as error:  # which Twisted raises for what can't be the name of a host
-            raise Unreachable(f"can't be reached: {brief(str(error))}") from error
+            raise Unreachable(f"can't be reached: {brief(plain_reason(error))}") from error
         except (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed) as error:
             raise _explained(error) from error
 
