@@ -15,7 +15,7 @@ from edxagent.amqp.channel import Channel
 from edxagent.amqp.delivery import Delivery
 from edxagent.model import dead_queue_of
 from tests.amqp_support import LinkTestCase, message
-from tests.cli_process import Run, start_agent
+from tests.cli_process import Run, start_agent, until
 
 PATIENCE = 60.0
 POLL = 0.05
@@ -53,11 +53,13 @@ class AgentProcess:
     async def ready(self) -> None:
         """Wait until both its connections are up, and it has asked for requests."""
         for purpose in ("publish", "consume"):
-            await self.run.says(f"({purpose}): connected to ")
+            await self.says(f"({purpose}): connected to ")
 
-    async def says(self, words: str) -> None:
-        """Wait until it has written ``words``."""
-        await self.run.says(words)
+    async def says(self, words: str, times: int = 1) -> None:
+        """Wait until it has written ``words`` so often."""
+        await until(lambda: self.log.count(words) >= times or not self.alive, self.run)
+        if self.log.count(words) < times:
+            raise AssertionError(f"it never said {words!r} but ended with {self.run.status}:\n{self.log}")
 
     def send_signal(self, number: int) -> None:
         """Send it a signal."""
@@ -157,8 +159,9 @@ class AgentTestCase(LinkTestCase):
             self.assertNotIn(words, agent.log)
 
     async def _remove_queues(self) -> None:
+        broker = await self.channel() if self.broker.closed else self.broker
         for queue in (self.requests, self.dead, self.results):
-            await self.broker.delete_queue(queue)
+            await broker.delete_queue(queue)
 
 
 def as_ini(sections: Mapping[str, Sections]) -> str:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.protocol import Factory, Protocol
-from twisted.protocols.portforward import ProxyFactory
 
 from tests.agentprocess import AgentProcess, AgentTestCase
-from tests.cli_process import start, until
-from tests.outcomes import OutcomeTestCase
+from tests.cli_process import start
+from tests.proxy import Proxy
 
 SECRET = "s3cret-8f21"
 QUICK = 5.0
@@ -135,7 +134,7 @@ class BrokerRefusesTests(AgentTestCase):
                 f"({purpose}): amqp://{user}@{self.node.host}:{self.node.port} vhost /: the broker refused"
             )
         await self.node.rabbitmqctl("change_password", user, SECRET)
-        await until(lambda: agent.log.count("): connected to ") == 4, agent.run)
+        await agent.says("): connected to ", times=4)
         self.assertEqual(await agent.stop(), -15)
         self.assert_clean(agent, [SECRET])
 
@@ -150,7 +149,7 @@ class BrokerRefusesTests(AgentTestCase):
         return int(port.getHost().port)
 
 
-class BrokerIsAwayTests(OutcomeTestCase):
+class BrokerIsAwayTests(AgentTestCase):
     """What heals by itself is tried until it has healed."""
 
     async def test_nobody_listens(self) -> None:
@@ -161,13 +160,11 @@ class BrokerIsAwayTests(OutcomeTestCase):
         number = vacant.getHost().port
         await vacant.stopListening()
         agent = self.start_agent(broker={"urls": f"amqp://guest@127.0.0.1:{number}/"})
-        await until(lambda: min(agent.log.count(f"({purpose}): next try") for purpose in ("publish", "consume")) > 3)
+        for purpose in ("publish", "consume"):
+            await agent.says(f"({purpose}): next try", times=4)
         self.assertTrue(agent.alive)
         self.assertIn("Connection refused", agent.log)
-        proxy = ProxyFactory(self.node.host, self.node.port)
-        proxy.noisy = False
-        port = reactor.listenTCP(number, proxy, interface="127.0.0.1")  # type: ignore[attr-defined]
-        self.addCleanup(port.stopListening)
+        Proxy.start(self, port=number)
         await agent.ready()
         self.assertEqual(await agent.stop(), -15)
         self.assert_clean(agent)
@@ -180,7 +177,7 @@ class BrokerIsAwayTests(OutcomeTestCase):
         self.addCleanup(port.stopListening)
         url = f"amqp://guest@127.0.0.1:{port.getHost().port}/"
         agent = self.start_agent(broker={"urls": url, "connect_timeout": 0.5})
-        await until(lambda: agent.log.count("no broker greeted us within 0.5 s") >= 4)
+        await agent.says("no broker greeted us within 0.5 s", times=4)
         self.assertEqual(await agent.stop(), -15)
         self.assert_clean(agent)
 
