@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.logger import Logger
 
@@ -86,6 +86,7 @@ class AgentService(Service):
         self._lives = Tasks()
         self._intake: Intake | None = None
         self._draining: Deferred[None] | None = None
+        self._hurried = False
         link = {"reactor": reactor, "config": config.broker, "name": config.name, "on_refused": on_refused}
         self._publishing = BrokerLink(purpose="publish", prepare=_nothing, **link)
         self._consuming = BrokerLink(purpose="consume", prepare=self._prepare, **link)
@@ -107,6 +108,7 @@ class AgentService(Service):
     def startService(self) -> None:
         """Start the grader, if it is a service, then publishing, then taking requests."""
         super().startService()
+        self._hurried = False
         if IService.providedBy(self._grader):
             self._grader.startService()
         self._publishing.startService()
@@ -118,28 +120,36 @@ class AgentService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
-        """Cut a drain short: what is still being graded goes back to its queue now."""
+        """Cut a drain short, or the one that is about to begin: what is still being graded goes back to its queue."""
+        self._hurried = True
         if self._draining is not None:
             self._draining.cancel()
 
     async def _stop(self) -> None:
+        draining = Deferred.fromCoroutine(self._drain())
+        if self._hurried:
+            draining.cancel()
+        if not await self._done_within(self._config.drain_timeout, draining):
+            self._log.warn("{count} submissions go back to their queues", count=len(self._lives))
+            self._lives.cancel()
+            await self._done_within(LAST_CHANCE, self._lives.when_idle())
+        await self._consuming.stopService()
+        await self._publishing.stopService()
+        if IService.providedBy(self._grader):
+            await maybeDeferred(self._grader.stopService)
+
+    async def _drain(self) -> None:
+        # A broker that doesn't answer is no reason to drain for longer, so this is a part of it.
         if self._intake is not None:
             await self._intake.close()
         if self._lives:
             self._log.info("waiting for {count} submissions", count=len(self._lives))
-        if not await self._idle_within(self._config.drain_timeout):
-            self._log.warn("{count} submissions go back to their queues", count=len(self._lives))
-            self._lives.cancel()
-            await self._idle_within(LAST_CHANCE)
-        await self._consuming.stopService()
-        await self._publishing.stopService()
-        if IService.providedBy(self._grader):
-            await self._grader.stopService()
+        await self._lives.when_idle()
 
-    async def _idle_within(self, seconds: float) -> bool:
-        self._draining = self._lives.when_idle()
+    async def _done_within(self, seconds: float, done: Deferred[None]) -> bool:
+        self._draining = done
         try:
-            await self._draining.addTimeout(seconds, self._clock)
+            await done.addTimeout(seconds, self._clock)
         except (CancelledError, TimeIsOver):
             return False
         finally:
