@@ -121,7 +121,9 @@ def _handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
     """Around Twisted's handlers, which complain about a second TERM and know no HUP."""
     stopping: list[int] = []
     # Twisted has installed its own by now, as twistd asked it to.
-    first: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT))
+    # One that was ignored from the start (INT is, of what a shell script puts into the background) stays so.
+    first: dict[int, Any] = {number: handler for number, handler in handlers if callable(handler)}
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.append(number)
