@@ -108,7 +108,7 @@ class TableTests(SynchronousTestCase):
     def test_we_read_what_pamqp_writes(self) -> None:
         """Every type that the oracle can write, among them the small ones that we never send."""
         table = {
-            "b": -1, "s": -300, "u": 65535, "I": -70000, "i": 4_000_000_000, "l": 1 << 40, "t": True, "f": 0.5,
+            "b": 1, "s": -300, "u": 65535, "I": -70000, "i": 4_000_000_000, "l": 1 << 40, "t": True, "f": 0.5,
             "D": Decimal("1.5"), "S": "é", "A": [1, "x", [None]], "F": {"a": {"b": 1}},
             "V": None, "x": bytearray(b"\xff"),
         }  # fmt: skip
