@@ -6,16 +6,22 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from glob import glob
+from shutil import which
 from typing import Any
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import implementer
 
 from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
 from edxagent.graders import command
+from edxagent.graders.process import Leash
+from edxagent.graders.workspace import Workspace
 from edxagent.model import GraderRequest, GraderResponse
 from edxagent.testing.graders import build, make_request, open_descriptors, until
 
@@ -120,6 +126,43 @@ class CommandTests(TestCase):
     async def until_dead(self, pid: int) -> None:
         """Wait until a process is gone."""
         await until(lambda: not os.path.exists(f"/proc/{pid}") or _is_zombie(pid), f"process {pid} to go", self.reactor)
+
+
+@implementer(IReadDescriptor)
+class Trigger:
+    """Makes a call as one of the reactor's events."""
+
+    def __init__(self, reactor: Any, call: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._call = call
+        self._ends = os.pipe()
+        reactor.addReader(self)
+
+    def pull(self) -> None:
+        """Go off in the next round of events."""
+        os.write(self._ends[1], b"x")
+
+    def close(self) -> None:
+        """Let go."""
+        self._reactor.removeReader(self)
+        for end in self._ends:
+            os.close(end)
+
+    def fileno(self) -> int:
+        """What the reactor watches."""
+        return self._ends[0]
+
+    def doRead(self) -> None:
+        """Here it is."""
+        os.read(self._ends[0], 1)
+        self._call()
+
+    def connectionLost(self, reason: object) -> None:
+        """Never: both ends are ours."""
+
+    def logPrefix(self) -> str:
+        """For the reactor's log."""
+        return "trigger"
 
 
 def _is_zombie(pid: int) -> bool:
@@ -388,6 +431,32 @@ class EvilTests(CommandTests):
         )
         await self.assertFailure(self.ask(self.python(program)), BadReply)
 
+    async def test_events_of_a_predecessor(self) -> None:
+        """What happens to the pipes of a program that is given up doesn't happen to those of the next one.
+
+        They have the same numbers: so they mustn't be closed while the reactor goes through a round of events.
+        """
+        runaway = "setsid sh -c 'echo $$ >child; exec sleep 1000' & echo $$ >main; while [ ! -s child ]; do :; done"
+        first, second = self.patient(runaway), self.shell("cat >&3; echo noise; echo noise >&2")
+        given_up = self.ask(first)
+        child, main = await self.pid_in("child"), await self.pid_in("main")
+        await until(lambda: not os.path.exists(f"/proc/{main}"), "the program to be reaped", self.reactor)
+
+        async def next_one() -> str:
+            await self.assertFailure(given_up, CancelledError)
+            return await self.output(second, submission="following")
+
+        following = ensureDeferred(next_one())
+        trigger = Trigger(self.reactor, given_up.cancel)
+        self.addCleanup(trigger.close)
+
+        # In one round of events: the trigger goes off, then all pipes of the first program close.
+        trigger.pull()
+        os.kill(child, signal.SIGKILL)
+        while not _is_zombie(child):
+            pass
+        self.assertEqual(json.loads(await following)["submission"], "following")
+
     async def test_stuck_removal(self) -> None:
         """A working folder full of nested folders that nobody may enter goes too."""
         nest = (
@@ -427,6 +496,21 @@ class EvilTests(CommandTests):
         await self.ask(self.shell("printf 'hel\\033lo' >&2; echo {} >&3"))
         [event] = [event for event in events if "complaint" in event]
         self.assertEqual((event["complaint"], event["log_level"].name), ("hel lo", "debug"))
+
+    def patient(self, script: str) -> command.CommandGrader:
+        """A grader that runs a shell script, and waits a minute for those that hold its descriptors."""
+        grader = command.CommandGrader(
+            command=command.CommandLine(
+                words=("/bin/sh", "-c", script), environment=os.environ, setsid=which("setsid") or ""
+            ),
+            workspace=Workspace(self.base),
+            leash=Leash(max_reply=1024, max_output=1024, kill_after=60.0, drain=60.0),
+            fetcher=None,
+            reactor=self.reactor,
+        )
+        grader.startService()
+        self.addCleanup(grader.stopService)
+        return grader
 
     def note_end(self, result: Any, cancelling: Any, ends: list[Any]) -> None:
         """Write down how grading ended; it need not be cancelled any more."""
