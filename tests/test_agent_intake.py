@@ -268,6 +268,28 @@ class IntakeTests(SynchronousTestCase):
         self.run_for(1)
         self.assertEqual(agent.graded["a"], 5)
 
+    def test_broken_channel_is_given_up(self) -> None:
+        """A channel whose consumer the broker ended is closed, but not before what came over it is settled."""
+        agent = self.agent({"a": 1}, concurrency=2, seconds=10)
+        ports: list[MemoryPort] = []
+
+        def make_port(queue: str) -> MemoryPort:
+            ports.append(self.broker.port(queue))
+            return ports[-1]
+
+        agent.make_port = make_port
+        for _ in range(2):  # the first one broke a port that was made before
+            self.broker.delete("a")
+            self.run_for(5)
+        self.assertEqual([port.closed for port in ports], [True, False])
+        self.fill("a", 1)
+        self.run_for(1)
+        self.broker.delete("a")
+        self.run_for(6)
+        self.assertEqual((agent.running["a"], [port.closed for port in ports]), (1, [True, False, False]))
+        self.run_for(4)
+        self.assertEqual((agent.graded["a"], [port.closed for port in ports]), (1, [True, True, False]))
+
     def test_pauses_grow(self) -> None:
         """A queue that the broker lets nobody consume isn't asked for every second."""
 

@@ -85,7 +85,7 @@ class Intake:
                 lane.feed()
                 began = self._clock.seconds()
                 error = await lane.when_broken()
-                lane.close()
+                lane.retire()
                 if self._clock.seconds() - began > LONGEST_PAUSE:
                     pause = FIRST_PAUSE
             except BrokerError as refused:

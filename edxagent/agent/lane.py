@@ -47,6 +47,10 @@ class QueuePort(Protocol):
         """The next request, if there is one."""
         ...
 
+    async def close(self) -> None:
+        """Give the channel up; the broker takes back what isn't settled."""
+        ...
+
 
 @define(eq=False)
 class _Consumer:
@@ -86,11 +90,13 @@ class Lane:
         self._consumers: dict[_Consumer, None] = {}
         self._credits = 0
         self._held: dict[HeldDelivery, None] = {}
+        self._lives = 0
         self._gets = 0
         self._given = 0
         self._empty = False
         self._turn: Deferred[None] | None = None
         self._closed = False
+        self._retired = False
         self._broken: Deferred[BrokerError] = Deferred()
 
     def when_broken(self) -> Deferred[BrokerError]:
@@ -119,6 +125,16 @@ class Lane:
             self._leave(consumer)
         for held in list(self._held):
             held.cancel()
+
+    def retire(self) -> None:
+        """Close, and give the channel up as soon as nothing that came over it is being graded any more."""
+        self._retired = True
+        self.close()
+        self._give_up_if_done()
+
+    def _give_up_if_done(self) -> None:
+        if self._retired and not self._lives:
+            self._tasks.launch(self._port.close(), f"closing a channel of {self.queue}")
 
     @property
     def _wanting(self) -> bool:
@@ -243,6 +259,7 @@ class Lane:
         held = HeldDelivery(delivery, begun=self._begun, settling=partial(self._settling, consumer))
         self._held[held] = None
         self._note()
+        self._lives += 1
         life = self._receive(held)
         held.follow(life)
         life.addCallback(lambda _: self._over(held))
@@ -254,6 +271,8 @@ class Lane:
         if held in self._held:
             del self._held[held]
             self._want()
+        self._lives -= 1
+        self._give_up_if_done()
 
     def _begun(self, held: HeldDelivery) -> None:
         self._held.pop(held, None)

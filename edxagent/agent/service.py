@@ -200,6 +200,10 @@ class ChannelPort:
         """See :class:`QueuePort`."""
         return await self._channel.get(self._queue)
 
+    async def close(self) -> None:
+        """See :class:`QueuePort`."""
+        await self._channel.close()
+
 
 async def _nothing(session: Session) -> None:
     """Publishing needs no preparation."""

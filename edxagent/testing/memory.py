@@ -173,6 +173,7 @@ class MemoryPort:
     def __init__(self, broker: MemoryBroker, name: str) -> None:
         self._broker = broker
         self._name = name
+        self.closed = False
 
     async def consume(self, receive: Callable[[IDelivery], None], ended: Callable[[BrokerError], None]) -> str:
         """Begin to consume; returns the tag."""
@@ -206,6 +207,10 @@ class MemoryPort:
 
         delivery: IDelivery | None = await self._broker._ask(take)
         return delivery
+
+    async def close(self) -> None:
+        """Give the channel up."""
+        self.closed = True
 
     def _queue(self) -> _Queue:
         try:
