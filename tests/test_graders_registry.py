@@ -8,6 +8,7 @@ import sys
 import textwrap
 from typing import Any
 
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -16,6 +17,7 @@ import twisted.plugins
 from edxagent.config.keys import REQUIRED, Key
 from edxagent.graders.registry import BUILT_IN, find_factory
 from edxagent.interfaces import IGraderFactory
+from edxagent.testing.graders import build
 
 PLUGIN = """
     from twisted.plugin import IPlugin
@@ -148,9 +150,7 @@ class OptionsTests(SynchronousTestCase):
 
     def refused(self, kind: str, **options: Any) -> str:
         """What a factory says of options."""
-        factory = find_factory(kind)
-        values = {**{key.name: key.default for key in factory.keys}, **options}
-        return str(self.assertRaises(ValueError, factory.build, values, None))
+        return str(self.assertRaises(ValueError, build, find_factory(kind), MemoryReactorClock(), **options))
 
     def test_sleep(self) -> None:
         """A longest time below the shortest is refused."""
