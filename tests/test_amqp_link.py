@@ -142,6 +142,22 @@ class LinkTests(SynchronousTestCase):
         self.reactor.advance(5)
         self.assert_ended(stopped)
 
+    def test_in_a_hurry(self) -> None:
+        """A dead peer gets half a second, whether the link is told before its end or in the middle of it."""
+        for hurry_first in (True, False):
+            self.accept()
+            self.greet()
+            if hurry_first:
+                self.link.hurry()
+                self.assertTrue(self.successResultOf(self.link.when_up()).alive)
+            stopped = self.stop()
+            self.link.hurry()
+            self.assertNoResult(stopped)
+            self.reactor.advance(0.5)
+            self.assert_ended(stopped)
+            self.link.hurry()
+            self.start(nothing)
+
     def test_in_the_moment_of_coming_up(self) -> None:
         """By the very one who waited for the link, or in its preparation's wake."""
         stopped: list[Deferred[None]] = []

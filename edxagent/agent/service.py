@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.logger import Logger
 
@@ -120,8 +120,10 @@ class AgentService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
-        """Cut a drain short, or the one that is about to begin: what is still being graded goes back to its queue."""
+        """Cut a stop short, or the one that is about to begin: what is still being graded goes back to its queue."""
         self._hurried = True
+        self._consuming.hurry()
+        self._publishing.hurry()
         if self._draining is not None:
             self._draining.cancel()
 
@@ -133,8 +135,7 @@ class AgentService(Service):
             self._log.warn("{count} submissions go back to their queues", count=len(self._lives))
             self._lives.cancel()
             await self._done_within(LAST_CHANCE, self._lives.when_idle())
-        await self._consuming.stopService()
-        await self._publishing.stopService()
+        await gatherResults([self._consuming.stopService(), self._publishing.stopService()])
         if IService.providedBy(self._grader):
             await maybeDeferred(self._grader.stopService)
 

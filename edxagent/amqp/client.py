@@ -196,7 +196,7 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
     def finish(self, within: float) -> Deferred[BrokerError]:
         """Close the connection in peace: what was written arrives, the broker agrees.
 
-        :param within: seconds; after them the connection is cut.
+        :param within: seconds; after them the connection is cut. Asked again, it may be sooner, but not later.
         :returns: fires when it is gone.
         """
         if not self.closing:
@@ -206,6 +206,8 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
                 self._flush(last=True)
             self._cut_after(within)
             self._control.ask("connection", "close", 200, "", 0, 0).addBoth(lambda _: self._hang_up())
+        elif self._cut is not None and self._cut.active() and self._cut.getTime() > self.clock.seconds() + within:
+            self._cut_after(within)
         return self.when_lost()
 
     def abort(self, reason: BrokerError) -> None:

@@ -21,6 +21,8 @@ from edxagent.errors import BrokerError, BrokerRefused, BrokerUnreachable, plain
 
 __all__ = ["BrokerLink", "Session"]
 
+HURRIED_CLOSE_WITHIN = 0.5
+"""Seconds that the broker has to agree to the end of a connection when somebody is impatient."""
 PREPARE_CALLS = 20
 """The preparation of a session may take so many times ``call_timeout`` in all."""
 
@@ -65,6 +67,8 @@ class BrokerLink(Service):
         self._reported: set[str] = set()
         self._gave_up: BrokerRefused | None = None
         self._news: list[IDelayedCall] = []
+        self._connection: BrokerConnection | None = None
+        self._hurried = False
         self._service = QuietClientService(
             SessionEndpoint(self._connect), SessionFactory(), retryPolicy=self._pause, clock=reactor
         )
@@ -73,6 +77,7 @@ class BrokerLink(Service):
         """Begin to connect."""
         super().startService()
         self._gave_up = None
+        self._hurried = False
         self._refusals.clear()
         self._service.startService()
 
@@ -82,7 +87,18 @@ class BrokerLink(Service):
         while self._news:
             self._news.pop().cancel()
         self._fail_waiters(BrokerUnreachable(f"{self.label}: the link to the broker was stopped"))
-        return self._service.stopService()
+        stopped = self._service.stopService()
+        self._cut_short()
+        return stopped
+
+    def hurry(self) -> None:
+        """Have the broker agree to an end soon, now or whenever it comes."""
+        self._hurried = True
+        self._cut_short()
+
+    def _cut_short(self) -> None:
+        if self._hurried and not self.running and self._connection is not None:
+            self._connection.finish(HURRIED_CLOSE_WITHIN)
 
     def when_up(self) -> Deferred[Session]:
         """Fires with the session as soon as there is one. Cancelling stops the waiting only.
@@ -129,7 +145,7 @@ class BrokerLink(Service):
         return session
 
     async def _open(self, address: BrokerAddress) -> Session:
-        connection = await self._reach(address)
+        connection = self._connection = await self._reach(address)
         session = Session(connection, self._generation + 1)
         preparing = ensureDeferred(_awaited(self._prepare(session)))
         connection.when_lost().addCallback(lambda reason: preparing.cancel())
