@@ -175,21 +175,6 @@ class DeadlineGraderTests(SynchronousTestCase):
         self.failureResultOf(grading, GraderCrashed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_cancelled_with_another_error(self) -> None:
-        """Whatever a grader raises when it is cancelled from outside, it was cancelled, and didn't crash."""
-        self.work = Deferred(lambda work: work.errback(GraderCrashed("killed by SIGTERM")))
-        self.grader = DeadlineGrader(Stub(self.work), 10, self.clock)
-        grading = self.grade()
-        grading.cancel()
-        self.failureResultOf(grading, CancelledError)
-
-    def test_cancels_itself(self) -> None:
-        """A grader that raises ``CancelledError`` though nobody cancelled it has crashed."""
-        grading = self.grade()
-        self.work.cancel()
-        self.failureResultOf(grading, GraderCrashed)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def test_slow_to_let_go(self) -> None:
         """A grader that takes a while to die after the deadline counts as timed out, once it has died."""
         dead: Deferred[None] = Deferred()
