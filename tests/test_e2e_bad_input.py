@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.outcomes import HEADER, INNER, LEARNER, LMS_KEY, OutcomeTestCase, Case, request, without
+from tests.outcomes import HEADER, INNER, LEARNER, LMS_KEY, Case, OutcomeTestCase, request, without
 
 
 class BadBodyTests(OutcomeTestCase):

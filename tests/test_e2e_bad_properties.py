@@ -9,7 +9,7 @@ from edxagent.amqp.channel import Channel
 from edxagent.amqp.codec import Timestamp
 from edxagent.amqp.frames import OVERHEAD, pack_content
 from edxagent.amqp.methods import encode_publish
-from tests.outcomes import SECRETS, OutcomeTestCase, Case, not_utf8, request
+from tests.outcomes import SECRETS, Case, OutcomeTestCase, not_utf8, request
 
 
 class BadPropertiesTests(OutcomeTestCase):
