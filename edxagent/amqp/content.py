@@ -7,8 +7,9 @@ from typing import Any
 from edxagent.amqp.codec import Malformed
 from edxagent.model import Properties
 
-MAX_BODY = 128 * 1024 * 1024
-"""The greatest body, in bytes, that is kept unless a consumer says less; RabbitMQ's own default limit."""
+MAX_BODY = 512 * 1024 * 1024
+"""The greatest body, in bytes, that is kept unless a consumer says less: the most that RabbitMQ's ``max_message_size``
+can be set to (https://www.rabbitmq.com/docs/configure), so that no request is lost for its size."""
 
 
 class Content:

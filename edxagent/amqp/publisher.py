@@ -137,6 +137,9 @@ class ConfirmingPublisher:
             self._lane = await _open_lane(session)
         except BrokerError as error:
             problem = error
+        except Exception:
+            problem = BrokerUnreachable(f"{session.address}: no channel could be opened")
+            raise
         finally:
             self._opening = False
             waiters, self._lane_waiters = self._lane_waiters, []
