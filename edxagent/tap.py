@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -31,8 +31,8 @@ class Options(usage.Options):
     longdesc = (
         "Grades the submissions that wait in RabbitMQ queues. TERM or INT stops it when what is being graded is done "
         "([agent] drain_timeout); a second one stops it at once. "
-        f"Exit status: {EXIT_CONFIG} the configuration can't be used, {EXIT_REFUSED} the broker refused something that "
-        "a person must mend, 143 and 130 stopped by TERM and INT."
+        f"Exit status: {EXIT_CONFIG} the options or the configuration can't be used, {EXIT_REFUSED} the broker refused "
+        "something that a person must mend, 143 and 130 stopped by TERM and INT."
     )
     optParameters: ClassVar = [
         ["config", "c", "etc/agent.ini", "The configuration file."],
@@ -51,6 +51,14 @@ class Options(usage.Options):
         "log-level": "log.level",
         "log-format": "log.format",
     }
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Say what is wrong in one line, where ``twistd`` would print every option that there is."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            print(f"twistd edxagent: {error} (twistd edxagent --help lists the options)", file=sys.stderr)
+            raise SystemExit(EXIT_CONFIG) from None
 
     def parseArgs(self, *arguments: str) -> None:
         """Everything is an option."""

@@ -88,7 +88,7 @@ class BadWebGraderTests(OutcomeTestCase):
         server = RogueServer(behave)
         await server.start(reactor)
         self.addCleanup(server.stop)
-        grader = {"kind": "http", "url": server.url, "timeout": 2}
+        grader = {"kind": "http", "url": server.url, "timeout": 3}
         await self.check(cases, grader=grader, results={"max_score": 1, "max_reply": 100_000})
 
     async def test_replies(self) -> None:
@@ -117,9 +117,9 @@ class BadWebGraderTests(OutcomeTestCase):
             "reset in body": (saying_and_resetting(OK + b"Content-Length: 1000\r\n\r\n{"), "unavailable", "broke off"),
             "closing": (saying_and_closing(b""), "unavailable", ""),
             "short body": (saying_and_closing(OK + b"Content-Length: 9\r\n\r\n{"), "unavailable", ""),
-            "stalling": (silent, "timed-out", "no verdict within 2 s"),
-            "stalling in headers": (saying(OK + b"X-A: 1"), "timed-out", "no verdict within 2 s"),
-            "stalling in body": (saying(OK + b"Content-Length: 9\r\n\r\n{"), "timed-out", "no verdict within 2 s"),
+            "stalling": (silent, "timed-out", "no verdict within 3 s"),
+            "stalling in headers": (saying(OK + b"X-A: 1"), "timed-out", "no verdict within 3 s"),
+            "stalling in body": (saying(OK + b"Content-Length: 9\r\n\r\n{"), "timed-out", "no verdict within 3 s"),
             "endless body": (endless, "bad-reply", "longer than 100000 bytes"),
             "endless chunks": (
                 saying_for_ever(CHUNKED, b"3e8\r\n" + b"x" * 1000 + b"\r\n"),
@@ -178,8 +178,8 @@ echo "$reply" >&3
             "do-exit-1": ("crashed", "exit status 1: complaint"),
             "do-kill": ("crashed", "signal 9 (Killed)"),
             "do-segfault": ("crashed", "signal 11 (Segmentation fault)"),
-            "do-hang": ("timed-out", "no verdict within 1.5 s"),
-            "do-ignore-term": ("timed-out", "no verdict within 1.5 s"),
+            "do-hang": ("timed-out", "no verdict within 3 s"),
+            "do-ignore-term": ("timed-out", "no verdict within 3 s"),
             "do-stdout": ("bad-reply", "no verdict on descriptor 3"),
             "do-flood-stdout": ("crashed", "exit status 7"),
             "do-flood-verdict": ("bad-reply", "max_reply on descriptor 3"),
@@ -189,7 +189,7 @@ echo "$reply" >&3
             "do-orphan": ("crashed", "exit status 3"),
         }
         cases = {name: failing(name, outcome, error) for name, (outcome, error) in outcomes.items()}
-        command = {"kind": "command", "command": shlex.quote(str(script)), "timeout": 1.5, "kill_after": 0.3}
+        command = {"kind": "command", "command": shlex.quote(str(script)), "timeout": 3, "kill_after": 0.3}
         await self.check(cases, grader={**command, "work_dir": str(Path(self.mktemp()).absolute())})
 
     async def test_missing(self) -> None:

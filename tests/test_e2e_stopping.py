@@ -148,7 +148,7 @@ class AtWorkTests(StoppingTestCase):
         proxy.stop()
         await agent.says("next try in")
         self.answer()
-        await self.stops(agent)
+        await self.stops(agent, within=1 + AT_ONCE)
         (returned,) = await self.collect(self.requests, 1)
         self.assertTrue(returned.redelivered)
         self.assertEqual(await self.ready_in(self.results), 0)

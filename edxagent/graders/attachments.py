@@ -63,7 +63,7 @@ def read_attachments(files: str, hosts: Collection[str], most: int) -> list[Atta
     """
     try:
         named = _files.decode(files)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise MalformedSubmission("xqueue_files isn't a JSON object of texts") from None
     if len(named) > most:
         raise MalformedSubmission(f"xqueue_files names {len(named)} files; [grader] max_files allows {most}")
