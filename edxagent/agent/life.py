@@ -171,12 +171,12 @@ class SubmissionLife:
         now = self._wall_clock()
         report = self._log.info if ending.outcome in (Outcome.GRADED, Outcome.CANCELLED) else self._log.warn
         report(
-            "{outcome}: {submission} from {queue} in {seconds:.3f} s{because}",
+            "{outcome}: {submission} from {queue} in {seconds:.3f} s, {waited:.3f} of them waiting{because}{again}",
             outcome=str(ending.outcome),
             submission=shorten(submission_id(delivery.body, delivery.properties), 255),
             queue=delivery.queue,
-            seconds=now - phases.received,
-            waited=(phases.started or now) - phases.received,
+            seconds=round(now - phases.received, 6),
+            waited=round((phases.started or now) - phases.received, 6),
             because=f": {shorten(ending.reason)}" if ending.reason else "",
-            settled=settled,
+            again="" if settled else "; its connection is gone, so it will come again",
         )

@@ -64,7 +64,7 @@ class _WiredEndpoint:
     def connect(self, protocolFactory: Any) -> Deferred[Any]:
         factory = WrappingFactory(protocolFactory)
         factory.protocol = Wire
-        factory.noisy = False
+        factory.noisy = protocolFactory.noisy = False
         connecting: Deferred[Any] = self.endpoint.connect(factory)
         return connecting.addCallback(self._connected)
 
