@@ -23,6 +23,10 @@ from edxagent.testing.broker import BrokerTestCase, shared_node
 from tests.certificates import Authority
 
 PROGRAM = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in a shell's background
+
 from twisted.internet import defer, task
 from edxagent.privatenode import PrivateNode
 
