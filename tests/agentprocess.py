@@ -159,9 +159,11 @@ class AgentTestCase(LinkTestCase):
             self.assertNotIn(words, agent.log)
 
     async def _remove_queues(self) -> None:
-        broker = await self.channel() if self.broker.closed else self.broker
-        for queue in (self.requests, self.dead, self.results):
-            await broker.delete_queue(queue)
+        # After a restart the queues stay: RabbitMQ 3.10 loses its supervisor of dead-lettering, and then itself, when a
+        # queue is deleted just as its leader is elected (rabbit_fifo_dlx_worker: badmatch, not_found).
+        if not self.broker.closed:
+            for queue in (self.requests, self.dead, self.results):
+                await self.broker.delete_queue(queue)
 
 
 def as_ini(sections: Mapping[str, Sections]) -> str:
