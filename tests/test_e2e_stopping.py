@@ -6,6 +6,7 @@ from shlex import quote
 from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from edxagent.testing.graders import CORRECT
@@ -231,6 +232,6 @@ class IdleTests(StoppingTestCase):
         for each in (agent, another):
             await each.says("next try", times=2)
         await self.stops(agent)
-        starting = self.node.start()
+        starting = Deferred.fromCoroutine(self.node.start())
         await self.stops(another)
         await starting
