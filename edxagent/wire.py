@@ -239,7 +239,8 @@ def encode_dead_letter(
 
 def requeued_request(queue: str, body: bytes, request: Properties) -> Message:
     """The same request as a new message straight into ``queue``: the broker counts its deliveries from 0 again."""
-    kept = {name: value for name, value in request.headers.items() if name != "x-delivery-count"}
+    dropped = ("x-delivery-count", "CC", "BCC")  # RabbitMQ would send copies to those that CC and BCC name
+    kept = {name: value for name, value in request.headers.items() if name not in dropped}
     return Message(exchange="", routing_key=queue, body=body, properties=evolve(request, headers=kept, delivery_mode=2))
 
 

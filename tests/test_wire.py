@@ -296,8 +296,10 @@ class RequeuedRequestTests(SynchronousTestCase):
     """A request that goes back as a new message."""
 
     def test_same_request(self) -> None:
-        """It goes straight to its queue with all it had, but for the broker's count."""
-        properties = Properties(message_id="1", headers={"x-delivery-count": 12, "x-attempt": 2})
+        """It goes straight to its queue, and no other, with all it had but for the broker's count."""
+        properties = Properties(
+            message_id="1", headers={"x-delivery-count": 12, "CC": ["other"], "BCC": ["q"], "x-attempt": 2}
+        )
         message = requeued_request("q", b"body", properties)
         self.assertEqual((message.exchange, message.routing_key, message.body), ("", "q", b"body"))
         self.assertEqual(message.properties, evolve(properties, headers={"x-attempt": 2}))
