@@ -122,6 +122,33 @@ class MessageRefused(BrokerError):
     """A message that AMQP can't carry (a property too long, a header of no AMQP type). *Final; nothing was sent.*"""
 
 
+class SinkError(EdxagentError):
+    """A verdict didn't reach where it should go."""
+
+
+class SinkUnavailable(SinkError):
+    """The LMS or the database doesn't take it now (down, slow, 5xx). *Retry, later, for as long as it takes.*
+
+    :ivar retry_after: seconds that it asked us to wait, if it did.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class SinkRefused(SinkError):
+    """The LMS or our own rules don't take it, and no retry heals that. *Park it; tell a person why.*"""
+
+
+class PossiblyRecorded(SinkRefused):
+    """The LMS may have recorded it before, and takes it only once. *Park it; a person can look it up there.*"""
+
+
+class DatabaseUnavailable(EdxagentError):
+    """A database can't be used now: locked, full, down. *Retry, later.*"""
+
+
 def plain_reason(error: Exception) -> str:
     """Why the network failed, in the system's own few words: Twisted's say the same thing three times."""
     number = getattr(error, "osError", None)

@@ -9,7 +9,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from edxagent.model import GraderRequest, GraderResponse, Message, Properties
+from edxagent.model import CheckedResult, GraderRequest, GraderResponse, Message, Properties
 
 
 class IGrader(Interface):
@@ -105,4 +105,61 @@ class IPublisher(Interface):
         :raises PublishFailed: the broker refused it, or didn't confirm in time.
         :raises BrokerUnreachable: there is no connection, or it was lost before the confirm.
         :raises MessageRefused: AMQP can't carry it; final.
+        """
+
+
+class IResultSink(Interface):
+    """Somewhere that verdicts go.
+
+    Delivery is at least once: the same result may come again, also after it was taken, also from another process; a
+    provider must be idempotent. A ``graded`` result replaces a failure that came before it, nothing replaces a
+    ``graded`` one, and among equals the first wins.
+
+    A provider that is also an ``IService`` is started before the first result and stopped after the last.
+    """
+
+    def target(result: CheckedResult) -> str | None:
+        """The system that this result would go to, such as ``https://lms.example.org``; ``None`` if it isn't for this
+        sink. When a target fails too often, it is left alone for a while. Never holds a credential.
+        """
+
+    def deliver(result: CheckedResult) -> Coroutine[Deferred[Any], Any, None] | Deferred[None]:
+        """Hand the result over; many may be under way at once. A provider keeps its own deadline.
+
+        Cancelling must end the attempt and let go of everything it held; the result comes again.
+
+        :raises SinkUnavailable: not now; asking again later may help.
+        :raises SinkRefused: never; the result is parked for a person to look at.
+        :raises Exception: anything else counts as ``SinkRefused`` and is logged with its traceback.
+        """
+
+
+@frozen(kw_only=True)
+class SinkTools:
+    """What the composition root hands to a sink's factory.
+
+    :ivar name: the NAME in ``[sink:NAME]``.
+    :ivar reactor: provides ``IReactorTime``, ``IReactorTCP``, ``IReactorThreads``.
+    :ivar concurrency: the greatest number of results that will be delivered at once.
+    :ivar wall_clock: seconds since the epoch.
+    """
+
+    name: str
+    reactor: Any
+    concurrency: int
+    wall_clock: Any
+
+
+class IResultSinkFactory(Interface):
+    """A kind of sink that ``[sink:NAME] kind`` can name. Found through ``twisted.plugin`` or a dotted name."""
+
+    kind: str = Attribute("The word for ``kind =``, such as ``callback``.")
+    keys: Sequence[Any] = Attribute(
+        "The keys of ``[sink:NAME]`` for this kind, beside ``kind``: :class:`edxagent.config.keys.Key`."
+    )
+
+    def build(options: Mapping[str, Any], tools: SinkTools) -> IResultSink:
+        """Make a sink. ``options`` has one parsed value for each of :attr:`keys`.
+
+        :raises ValueError: the values don't fit each other; the message names the key and the remedy.
         """

@@ -128,3 +128,28 @@ class Verdict:
     correct: bool
     score: float
     msg: str = field(repr=False)
+
+
+@frozen(kw_only=True)
+class CheckedResult:
+    """A verdict that came back from the broker, as a sink gets it: it obeys the LMS's rules.
+
+    :ivar header: the LMS's ``xqueue_header``, verbatim; holds its only credential.
+    :ivar outcome: an :class:`Outcome` word.
+    :ivar origin: which leg of the LMS side the request came in by; ``None`` if another program published it.
+    :ivar headers: the result message's headers: who graded it, on which attempt, and when (``x-agent``, ``x-grader``,
+        ``x-attempt``, ``x-received``, ``x-started``, ``x-finished``).
+    """
+
+    submission: str
+    outcome: str
+    queue: str
+    origin: str | None = None
+    header: str = field(repr=False)
+    verdict: Verdict
+    headers: Mapping[str, Any] = field(factory=dict, repr=False)
+
+    @property
+    def graded(self) -> bool:
+        """Whether the verdict is a grader's, and not our word for a failure."""
+        return self.outcome == Outcome.GRADED

@@ -29,7 +29,7 @@ from edxagent.limits import FairSlots
 from edxagent.model import GraderRequest, GraderResponse, Message, Properties
 from edxagent.testing.graders import StubGrader
 from edxagent.testing.memory import MemoryBroker, MemoryPublisher
-from edxagent.wire import encode_request
+from edxagent.wire.request import encode_request
 
 HEADER = '{"lms_key": "the-secret-key"}'
 GOOD = b'{"correct": true, "score": 1, "msg": "<p>ok</p>"}'

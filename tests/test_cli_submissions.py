@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from edxagent.cli.submissions import MEBIBYTE, Sample, generate
 from edxagent.errors import MalformedRequest
 from edxagent.model import Outcome, Submission
-from edxagent.wire import decode_request
+from edxagent.wire.request import decode_request
 
 MAX_SIZE = 16 * MEBIBYTE
 

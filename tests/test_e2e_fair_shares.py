@@ -17,7 +17,7 @@ from edxagent.errors import BrokerRefused
 from edxagent.interfaces import IGrader
 from edxagent.model import GraderRequest, GraderResponse, dead_queue_of
 from edxagent.testing.graders import CORRECT, until
-from edxagent.wire import encode_request
+from edxagent.wire.request import encode_request
 from tests.amqp_support import LinkTestCase
 
 BODY = '{"student_response": "42", "grader_payload": "", "student_info": "{}"}'

@@ -9,7 +9,7 @@ from signal import SIGKILL
 from twisted.internet.defer import Deferred, gatherResults
 
 from edxagent.interfaces import IDelivery
-from edxagent.wire import encode_request
+from edxagent.wire.request import encode_request
 from tests.agentprocess import AgentTestCase
 
 SUBMISSIONS = 1000

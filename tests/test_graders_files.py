@@ -18,7 +18,6 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from edxagent.errors import GraderError, GraderUnavailable, MalformedSubmission
 from edxagent.graders import command
-from edxagent.graders.exchange import Answer, Ask, Exchanges
 from edxagent.graders.files import FileFetcher, FileRules, failure_of
 from edxagent.testing.graders import build, make_request, until
 from edxagent.testing.http_server import (
@@ -33,6 +32,7 @@ from edxagent.testing.http_server import (
     saying_for_ever,
     silent,
 )
+from edxagent.web.exchange import Answer, Ask, Exchanges
 from tests.certificates import Authority
 
 HEAD = b"HTTP/1.1 200 OK\r\n"

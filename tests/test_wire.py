@@ -10,20 +10,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from edxagent.errors import MalformedRequest
 from edxagent.model import Message, Outcome, Properties, Verdict
-from edxagent.wire import (
-    MAX_REASON,
-    Phases,
-    Result,
-    attempt_of,
-    decode_request,
-    decode_result,
-    encode_dead_letter,
-    encode_request,
-    encode_result,
-    grader_request,
-    requeued_request,
-    shorten,
-)
+from edxagent.wire.dead_letter import encode_dead_letter
+from edxagent.wire.request import attempt_of, decode_request, encode_request, grader_request, requeued_request
+from edxagent.wire.result import Phases, Result, decode_result, encode_result
+from edxagent.words import MAX_REASON, shorten
 
 HEADER = '{"lms_callback_url": "http://lms/", "lms_key": "secret", "queue_name": "q"}'
 INNER = {"student_info": "{}", "grader_payload": "not json", "student_response": "prínt(1)"}

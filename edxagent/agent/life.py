@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from edxagent.agent.ending import Announcer, Ending
 from edxagent.agent.results import ResultPublisher
 from edxagent.config.values import AgentConfig
-from edxagent.disposition import dispose
 from edxagent.errors import GraderError, MalformedRequest
 from edxagent.interfaces import IGrader, IHeldDelivery
 from edxagent.limits import FairSlots
-from edxagent.model import Message, Outcome, Submission, Verdict
-from edxagent.verdict import check_verdict, failure_verdict
-from edxagent.wire import (
-    Phases,
-    decode_request,
-    encode_dead_letter,
-    encode_result,
-    grader_request,
-    requeued_request,
-    shorten,
-    submission_id,
-)
+from edxagent.model import Outcome, Submission
+from edxagent.verdict import check_verdict
+from edxagent.wire.request import decode_request, grader_request, requeued_request, submission_id
+from edxagent.wire.result import Phases
+from edxagent.words import shorten
 
 MANY_RETURNS = 10
 """From this ``x-delivery-count`` on a request goes back as a new message: a broker drops one that was returned too
 often (RabbitMQ's quorum queues count each return towards ``x-delivery-limit``, 20 by default from 4.0 on)."""
-
-
-@frozen(kw_only=True)
-class Ending:
-    """How a submission ended. ``verdict`` is the grader's when it is ``graded``; ``header`` is the LMS's, if known."""
-
-    outcome: Outcome
-    reason: str = ""
-    verdict: Verdict | None = None
-    header: str | None = field(default=None, repr=False)
 
 
 class SubmissionLife:
@@ -68,6 +50,9 @@ class SubmissionLife:
         self._grader = grader
         self._slots = slots
         self._results = results
+        self._announcer = Announcer(
+            name=config.name, grader=config.grader.kind, results=config.results.queue, failure=config.failure
+        )
         self._clock = clock
         self._wall_clock = wall_clock
 
@@ -92,7 +77,7 @@ class SubmissionLife:
             except MalformedRequest as error:
                 ending = Ending(outcome=error.outcome, reason=str(error), header=error.header)
             phases = evolve(phases, finished=self._wall_clock())
-            for message in self._messages(delivery, ending, phases):
+            for message in self._announcer.messages(delivery, ending, phases, self._wall_clock()):
                 await self._results.publish(message)
             done_with = True
         except (CancelledError, TimeIsOver):
@@ -124,41 +109,6 @@ class SubmissionLife:
             reason = f"the grader raised {type(error).__name__}"
             return Ending(outcome=Outcome.CRASHED, reason=reason, header=submission.header)
         return Ending(outcome=Outcome.GRADED, verdict=verdict, header=submission.header)
-
-    def _messages(self, delivery: IHeldDelivery, ending: Ending, phases: Phases) -> list[Message]:
-        """What has to be published before the request may be acked, in order."""
-        failure = self._config.failure
-        row = dispose(ending.outcome, tell_learner=failure.tell_learner, header_known=ending.header is not None)
-        common: dict[str, Any] = {
-            "outcome": ending.outcome,
-            "agent": self._config.name,
-            "grader": self._config.grader.kind,
-            "queue": delivery.queue,
-            "request": delivery.properties,
-            "submission": submission_id(delivery.body, delivery.properties),
-        }
-        messages = []
-        if row.dead_letter:
-            messages.append(
-                encode_dead_letter(
-                    body=delivery.body,
-                    reason=ending.reason,
-                    told_learner=row.tell_learner,
-                    time=self._wall_clock(),
-                    **common,
-                )
-            )
-        if row.tell_learner and ending.header is not None:
-            messages.append(
-                encode_result(
-                    routing_key=delivery.properties.reply_to or self._config.results.queue,
-                    header=ending.header,
-                    verdict=ending.verdict or failure_verdict(ending.outcome, failure.messages),
-                    phases=phases,
-                    **common,
-                )
-            )
-        return messages
 
     async def _give_back_as_new(self, delivery: IHeldDelivery) -> bool:
         """Publish a request that was returned often as a new message; whether the broker has it."""

@@ -34,7 +34,7 @@ from edxagent.config.values import BrokerConfig, TLSConfig
 from edxagent.errors import ChannelClosed, EdxagentError
 from edxagent.model import dead_queue_of
 from edxagent.privatenode import PrivateNode
-from edxagent.wire import Result
+from edxagent.wire.result import Result
 
 QUEUE = "6002x-problems"
 READY_SECONDS = 30.0

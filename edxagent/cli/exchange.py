@@ -16,7 +16,7 @@ from edxagent.errors import EdxagentError
 from edxagent.interfaces import IPublisher
 from edxagent.model import Outcome, Properties
 from edxagent.tasks import Tasks
-from edxagent.wire import Result, decode_result
+from edxagent.wire.result import Result, decode_result
 
 
 @define

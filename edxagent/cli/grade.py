@@ -25,7 +25,8 @@ from edxagent.interfaces import GraderTools, IGrader
 from edxagent.limits import DeadlineGrader
 from edxagent.model import GraderRequest, Outcome, Properties, Verdict
 from edxagent.verdict import check_verdict
-from edxagent.wire import decode_request, grader_request, shorten
+from edxagent.wire.request import decode_request, grader_request
+from edxagent.words import shorten
 
 SHOWN = 300
 

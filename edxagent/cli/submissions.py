@@ -14,7 +14,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from edxagent.model import REQUEST_TYPE, Message, Outcome
-from edxagent.wire import encode_request
+from edxagent.wire.request import encode_request
 
 MEBIBYTE = 1024 * 1024
 

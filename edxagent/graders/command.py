@@ -40,11 +40,11 @@ from edxagent.config.keys import REQUIRED, Key
 from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
 from edxagent.graders.attachments import host_list
 from edxagent.graders.process import CHILD_FDS, STDERR, STDOUT, Child, Leash
-from edxagent.graders.words import brief
 from edxagent.graders.workspace import Workspace, default_base, remove_tree
 from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
 from edxagent.model import GraderRequest, GraderResponse
 from edxagent.tasks import Tasks
+from edxagent.words import brief
 
 if TYPE_CHECKING:
     from edxagent.graders.files import FileFetcher

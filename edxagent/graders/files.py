@@ -17,7 +17,7 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from edxagent.errors import GraderError, GraderUnavailable, MalformedSubmission
 from edxagent.graders.attachments import Attachment, read_attachments
-from edxagent.graders.exchange import Answer, Ask, ExchangeFailed, Exchanges, TooLong
+from edxagent.web.exchange import Answer, Ask, ExchangeFailed, Exchanges, TooLong
 
 FOLDER = "files"
 """Its name in the working folder."""

@@ -24,10 +24,10 @@ from zope.interface import implementer
 from edxagent.config import parsers
 from edxagent.config.keys import REQUIRED, Key
 from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
-from edxagent.graders.exchange import Ask, BadResponse, Exchanges, NotHTTP, Unreachable
-from edxagent.graders.words import brief
 from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
 from edxagent.model import GraderRequest, GraderResponse
+from edxagent.web.exchange import Ask, BadResponse, Exchanges, NotHTTP, Unreachable
+from edxagent.words import brief
 
 DISLIKES_THE_SUBMISSION = frozenset({400, 413, 422})
 """The statuses that speak of the request's content, and so of this one submission."""

@@ -12,8 +12,8 @@ from zope.interface.verify import verifyObject
 
 import twisted.plugins
 from edxagent.config.parsers import did_you_mean
-from edxagent.graders.words import brief
 from edxagent.interfaces import IGraderFactory
+from edxagent.words import brief
 
 BUILT_IN = {
     "http": "edxagent.graders.http:factory",

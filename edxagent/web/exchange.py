@@ -39,8 +39,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHT
 from zope.interface import implementer
 
 from edxagent.errors import plain_reason
-from edxagent.graders.connection import Line, Wire
-from edxagent.graders.words import brief
+from edxagent.web.connection import Line, Wire
+from edxagent.words import brief
 
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds; a server that asks for more is asked again then all the same."""

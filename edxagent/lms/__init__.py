@@ -1,0 +1,1 @@
+"""The LMS side: takes submissions from an LMS, and carries verdicts back to it."""

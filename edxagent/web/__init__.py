@@ -1,0 +1,1 @@
+"""Our HTTP client: treq over Twisted's agent, bounded, and cut off when cancelled."""
