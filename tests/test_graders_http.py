@@ -20,7 +20,7 @@ from twisted.internet.ssl import PrivateCertificate
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavailable
-from edxagent.graders import exchange, http
+from edxagent.graders import http
 from edxagent.model import GraderResponse
 from edxagent.testing.graders import CORRECT, build, make_request, until
 from edxagent.testing.http_server import (
@@ -35,6 +35,7 @@ from edxagent.testing.http_server import (
     saying_for_ever,
     silent,
 )
+from edxagent.web import exchange
 
 WHERE = "http://grader/"
 HEAD = b"HTTP/1.1 200 OK\r\n"
