@@ -13,9 +13,10 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from edxagent.config.agent import read_agent_config
-from edxagent.config.agent_keys import MOST_QUEUES, SECTIONS
+from edxagent.config.agent_keys import SECTIONS
 from edxagent.config.keys import Key
 from edxagent.config.parsers import text, url
+from edxagent.config.queues import MOST_QUEUES
 from edxagent.config.values import AgentConfig, BrokerAddress, LogConfig, QueueConfig, ResultsConfig, TLSConfig
 from edxagent.errors import ConfigError
 from edxagent.interfaces import GraderTools, IGrader, IGraderFactory

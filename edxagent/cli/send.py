@@ -25,9 +25,9 @@ from edxagent.cli.report import Statistics, as_json, as_table, statistics
 from edxagent.cli.running import Status, run
 from edxagent.cli.submissions import Sample, generate
 from edxagent.config.agent import read_agent_config
-from edxagent.config.agent_keys import queue_name
 from edxagent.config.broker_url import broker_address, refuse_written_password
 from edxagent.config.ini import read_small_file
+from edxagent.config.queues import queue_name
 from edxagent.config.values import BrokerConfig, TLSConfig
 from edxagent.graders.registry import find_factory
 from edxagent.model import dead_queue_of

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edxagent.config.agent_keys import (
-    AGENT_KEYS,
-    BROKER_KEYS,
-    FAILURE_KEYS,
-    FAILURES,
-    GRADER_KEYS,
-    LOG_KEYS,
-    MOST_QUEUES,
-    RESULTS_KEYS,
-    SECTIONS,
-    queue_name,
-    queue_options,
-)
-from edxagent.config.broker_url import broker_address, refuse_written_password
+from edxagent.config.agent_keys import AGENT_KEYS, GRADER_KEYS, RESULTS_KEYS, SECTIONS
+from edxagent.config.broker import read_broker
+from edxagent.config.common import read_failure, read_log
+from edxagent.config.queues import MOST_QUEUES, queue_name, queue_options
 from edxagent.config.sections import ConfigFile, Section
-from edxagent.config.values import (
-    AgentConfig,
-    BrokerAddress,
-    BrokerConfig,
-    FailureConfig,
-    GraderConfig,
-    LogConfig,
-    QueueConfig,
-    ResultsConfig,
-    TLSConfig,
-)
+from edxagent.config.values import AgentConfig, GraderConfig, QueueConfig, ResultsConfig
 from edxagent.interfaces import IGraderFactory
 
 _NO_OVERRIDES: Mapping[str, str] = {}
@@ -54,12 +33,12 @@ def read_agent_config(
     file = ConfigFile(path, environment=environment, overrides=overrides)
     file.refuse_other_sections(tuple(SECTIONS))
     agent = file.section("agent").read(AGENT_KEYS)
-    broker = _read_broker(file.section("broker"))
+    broker = read_broker(file.section("broker"))
     queues = _read_queues(file.section("queues"))
     grader = _read_grader(file.section("grader"), find_factory)
     results = ResultsConfig(**file.section("results").read(RESULTS_KEYS))
-    failure = _read_failure(file.section("failure"))
-    log = LogConfig(**file.section("log").read(LOG_KEYS))
+    failure = read_failure(file.section("failure"))
+    log = read_log(file.section("log"))
     config = AgentConfig(
         **agent, broker=broker, queues=queues, grader=grader, results=results, failure=failure, log=log
     )
@@ -67,58 +46,6 @@ def read_agent_config(
     _check_results(file.section("results"), config)
     file.problems.raise_if_any()
     return config
-
-
-def _read_broker(section: Section) -> BrokerConfig:
-    values = section.read(BROKER_KEYS)
-    tls = TLSConfig(
-        ca_file=values.pop("tls_ca_file"),
-        certificate_file=values.pop("tls_certificate_file"),
-        key_file=values.pop("tls_key_file"),
-        verify=values.pop("tls_verify"),
-    )
-    urls, password = values.pop("urls"), values.pop("password")
-    addresses = _addresses(section, urls, tls, password) if urls else ()
-    if urls:
-        _check_tls(section, tls, any(url.startswith("amqps://") for url in urls))
-    if values["retry_initial"] > values["retry_max"]:
-        section.complain("retry_initial", f"is longer than retry_max, {values['retry_max']:g} s")
-    return BrokerConfig(addresses=addresses, **values)
-
-
-def _addresses(
-    section: Section, urls: tuple[str, ...], tls: TLSConfig, password: str | None
-) -> tuple[BrokerAddress, ...]:
-    addresses = []
-    try:
-        for literal in section.literal("urls").split():
-            refuse_written_password(literal)
-    except ValueError as error:
-        section.complain("urls", str(error))
-        return ()
-    for position, url in enumerate(urls, 1):
-        try:
-            addresses.append(broker_address(url, tls=tls, password=password))
-        except ValueError as error:
-            section.complain("urls", f"URL {position}: {error}" if len(urls) > 1 else str(error))
-    return tuple(addresses)
-
-
-def _check_tls(section: Section, tls: TLSConfig, used: bool) -> None:
-    files = {
-        "tls_ca_file": tls.ca_file,
-        "tls_certificate_file": tls.certificate_file,
-        "tls_key_file": tls.key_file,
-    }
-    for key, path in files.items():
-        if path is not None and not used:
-            section.complain(key, "is of no use: none of the urls begins with amqps://")
-        elif path is not None and not (os.path.isfile(path) and os.access(path, os.R_OK)):
-            section.complain(key, "there is no such file that we may read")
-    if not tls.verify and not used:
-        section.complain("tls_verify", "is of no use: none of the urls begins with amqps://")
-    if tls.key_file is not None and tls.certificate_file is None:
-        section.complain("tls_key_file", "is a key without a certificate; give tls_certificate_file too")
 
 
 def _read_queues(section: Section) -> tuple[QueueConfig, ...]:
@@ -146,12 +73,6 @@ def _read_grader(section: Section, find_factory: Callable[[str], IGraderFactory]
             options = section.values(keys)
             section.refuse_others([*GRADER_KEYS, *keys])
     return GraderConfig(**common, options=options)
-
-
-def _read_failure(section: Section) -> FailureConfig:
-    messages = section.read(FAILURE_KEYS)
-    told = messages.pop("tell_learner")
-    return FailureConfig(messages=messages, tell_learner={outcome: outcome in told for outcome in FAILURES})
 
 
 def _check_times(section: Section, config: AgentConfig) -> None:
