@@ -19,6 +19,7 @@ FLOORS = {
     "disposition": 0,
     "tasks": 1,
     "config": 1,
+    "plugins": 1,
     "limits": 1,
     "amqp": 2,
     "web": 2,

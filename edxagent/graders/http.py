@@ -8,16 +8,13 @@ is a 200 with the verdict, ``{"correct": true, "score": 1, "msg": "<p>Well done.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import evolve
-from OpenSSL import SSL
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
 from twisted.web.client import BrowserLikePolicyForHTTPS
 from zope.interface import implementer
 
@@ -27,12 +24,10 @@ from edxagent.errors import BadReply, GraderCrashed, GraderError, GraderUnavaila
 from edxagent.interfaces import GraderTools, IGrader, IGraderFactory
 from edxagent.model import GraderRequest, GraderResponse
 from edxagent.web.exchange import Ask, BadResponse, Exchanges, NotHTTP, Unreachable
-from edxagent.words import brief
+from edxagent.web.trust import trust_root_of
 
 DISLIKES_THE_SUBMISSION = frozenset({400, 413, 422})
 """The statuses that speak of the request's content, and so of this one submission."""
-
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def request_body(request: GraderRequest) -> bytes:
@@ -97,23 +92,6 @@ class HTTPGrader(Service):
         if failure is not None:
             raise failure
         return GraderResponse(reply=bytes(reply))
-
-
-def trust_root_of(ca_file: str) -> Any:
-    """The authorities in a PEM file, or the platform's for ``""``.
-
-    :raises ValueError: it holds none, or can't be read.
-    """
-    if not ca_file:
-        return platformTrust()
-    try:
-        with open(ca_file, "rb") as file:
-            certificates = [Certificate.loadPEM(pem) for pem in _CERTIFICATE.findall(file.read(16 * 1024 * 1024))]
-    except (OSError, SSL.Error) as error:
-        raise ValueError(f"ca_file: {ca_file} can't be read: {brief(str(error))}") from error
-    if not certificates:
-        raise ValueError(f"ca_file: {ca_file} holds no certificate in PEM form")
-    return trustRootFromCertificates(certificates)
 
 
 @implementer(IGraderFactory)
