@@ -35,7 +35,7 @@ from edxagent.testing.http_server import (
     saying_for_ever,
     silent,
 )
-from edxagent.web import exchange
+from edxagent.web.retry_after import retry_after_seconds
 
 WHERE = "http://grader/"
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -100,7 +100,7 @@ class RetryAfterTests(SynchronousTestCase):
             ("Sun, 99 Jul 2026 12:01:30 GMT", None),
         ]
         for value, expected in rows:
-            self.assertEqual(exchange.retry_after_seconds(value, now.timestamp()), expected, value)
+            self.assertEqual(retry_after_seconds(value, now.timestamp()), expected, value)
 
 
 class ServerTests(TestCase):

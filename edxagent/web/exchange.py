@@ -1,14 +1,12 @@
 """One HTTP request over a kept connection: bounded while it is read, cut off when cancelled, and asked again on a new
 connection when the kept one turns out to be closed.
 
-It leaves out what neither a grader's reply nor a learner's file has need of: redirects, cookies, content encodings.
+It leaves out what nobody here has need of: redirects and content encodings. Cookies are told, not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import timezone
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import time
 from typing import Any
 from weakref import WeakSet
@@ -40,10 +38,8 @@ from zope.interface import implementer
 
 from edxagent.errors import plain_reason
 from edxagent.web.connection import Line, Wire
+from edxagent.web.retry_after import retry_after_seconds
 from edxagent.words import brief
-
-LONGEST_RETRY_AFTER = 3600.0
-"""Seconds; a server that asks for more is asked again then all the same."""
 
 _NETWORK = (ConnectError, ConnectionClosed, ConnectionAborted, DNSLookupError, SSL.Error, VerificationError)
 
@@ -54,6 +50,10 @@ class ExchangeFailed(Exception):
 
 class Unreachable(ExchangeFailed):
     """No connection was made, or it broke."""
+
+
+class NotConnected(Unreachable):
+    """No connection was made: the server has seen nothing of the request."""
 
 
 class NotHTTP(ExchangeFailed):
@@ -74,6 +74,9 @@ class Ask:
 
     :ivar auth: name and password for basic authentication.
     :ivar longest: bytes that the body of the response may have.
+    :ivar read: the statuses whose body is of interest; what comes with another one isn't read.
+    :ivar once: never ask again, not even when it may be that a kept connection was closed before the server saw the
+        request: for what mustn't be done twice. Takes a connection of its own.
     """
 
     method: str
@@ -82,6 +85,8 @@ class Ask:
     auth: tuple[str, str] | None = field(repr=False, default=None)
     body: bytes | None = field(repr=False, default=None)
     longest: int
+    read: Collection[int] = (OK,)
+    once: bool = False
 
 
 @frozen(kw_only=True)
@@ -89,10 +94,12 @@ class Answer:
     """What the server said.
 
     :ivar retry_after: seconds, from the header of that name.
+    :ivar set_cookies: the headers of that name, as they came.
     """
 
     status: int
     retry_after: float | None
+    set_cookies: Sequence[str] = field(repr=False, default=())
 
 
 class Exchanges:
@@ -115,10 +122,11 @@ class Exchanges:
     async def ask(self, ask: Ask, write: Callable[[bytes], object]) -> Answer:
         """Ask a server; cancelling cuts the connection.
 
-        :param write: gets the body of a 200, and of no other answer, piece by piece. What it raises ends the request.
+        :param write: gets the body, if the answer's status is in ``ask.read``, piece by piece. What it raises ends the
+            request.
         :raises ExchangeFailed: there is no whole answer.
         """
-        line = Line(self._kept, self._wires)
+        line = Line(self._single if ask.once else self._kept, self._wires)
         try:
             try:
                 return await self._ask(line, ask, write)
@@ -128,7 +136,7 @@ class Exchanges:
             # The server had closed a connection that we kept: that is no failure of this request.
             return await self._ask(Line(self._single, self._wires), ask, write)
         except (*_NETWORK, ValueError) as error:  # which Twisted raises for what can't be the name of a host
-            raise Unreachable(f"can't be reached: {brief(plain_reason(error))}") from error
+            raise NotConnected(f"can't be reached: {brief(plain_reason(error))}") from error
         except (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed) as error:
             raise _explained(error) from error
 
@@ -142,7 +150,8 @@ class Exchanges:
 
     async def _ask(self, line: Line, ask: Ask, write: Callable[[bytes], object]) -> Answer:
         agent = Agent(self._reactor, self._policy, self._connect_timeout, pool=line)
-        client = HTTPClient(_PlainAgent(agent, line), data_to_body_producer=_Whole)
+        plain = _PlainAgent(agent, line)
+        client = HTTPClient(plain, data_to_body_producer=_Whole)
         try:
             asking = client.request(
                 ask.method,
@@ -161,7 +170,7 @@ class Exchanges:
                 raise BadResponse("sent headers that are too long") from None
             raise
         line.headers_are_over()
-        if response.code != OK:
+        if response.code not in ask.read:
             line.abort()
         else:
             if response.length is not UNKNOWN_LENGTH and response.length > ask.longest:
@@ -171,24 +180,11 @@ class Exchanges:
             response.deliverBody(collector)
             await collector.finished
         retry_after = response.headers.getRawHeaders("retry-after", [None])[0]
-        return Answer(status=response.code, retry_after=retry_after_seconds(retry_after, time()))
-
-
-def retry_after_seconds(value: str | None, now: float) -> float | None:
-    """Read a ``Retry-After`` (RFC 9110 §10.2.3): seconds, at most an hour; ``None`` if it can't be read.
-
-    :param now: seconds since the epoch.
-    """
-    if value is None or len(value) > 100:
-        return None
-    if value.strip().isdecimal():
-        return min(float(value), LONGEST_RETRY_AFTER)
-    try:
-        date = parsedate_to_datetime(value)
-        wait = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
-    except (ValueError, OverflowError):
-        return None
-    return min(max(wait, 0.0), LONGEST_RETRY_AFTER)
+        return Answer(
+            status=response.code,
+            retry_after=retry_after_seconds(retry_after, time()),
+            set_cookies=tuple(plain.set_cookies),
+        )
 
 
 def _explained(error: RequestGenerationFailed | RequestTransmissionFailed | ResponseFailed) -> ExchangeFailed:
@@ -230,6 +226,7 @@ class _PlainAgent:
 
     agent: IAgent
     line: Line
+    set_cookies: list[str] = field(factory=list)
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
@@ -242,6 +239,8 @@ class _PlainAgent:
         if response.headers.hasHeader("content-encoding"):
             self.line.abort()
             raise BadResponse("sent a content encoding, though none was asked for")
+        for cookie in response.headers.getRawHeaders(b"set-cookie", []):
+            self.set_cookies.append(cookie.decode("latin-1"))
         response.headers.removeHeader(b"set-cookie")
         return response
 
