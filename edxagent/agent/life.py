@@ -14,7 +14,7 @@ from edxagent.agent.ending import Announcer, Ending
 from edxagent.agent.results import ResultPublisher
 from edxagent.config.values import AgentConfig
 from edxagent.errors import GraderError, MalformedRequest
-from edxagent.interfaces import IGrader, IHeldDelivery
+from edxagent.interfaces import IDelivery, IGrader, IHeldDelivery
 from edxagent.limits import FairSlots
 from edxagent.model import Outcome, Submission
 from edxagent.verdict import check_verdict
@@ -25,6 +25,12 @@ from edxagent.words import shorten
 MANY_RETURNS = 10
 """From this ``x-delivery-count`` on a request goes back as a new message: a broker drops one that was returned too
 often (RabbitMQ's quorum queues count each return towards ``x-delivery-limit``, 20 by default from 4.0 on)."""
+
+
+def returned_often(delivery: IDelivery) -> bool:
+    """Whether a request shouldn't be returned once more as it is."""
+    returns = delivery.properties.headers.get("x-delivery-count")
+    return type(returns) is int and returns >= MANY_RETURNS
 
 
 class SubmissionLife:
@@ -112,8 +118,7 @@ class SubmissionLife:
 
     async def _give_back_as_new(self, delivery: IHeldDelivery) -> bool:
         """Publish a request that was returned often as a new message; whether the broker has it."""
-        returns = delivery.properties.headers.get("x-delivery-count")
-        if type(returns) is not int or returns < MANY_RETURNS:
+        if not returned_often(delivery):
             return False
         return await self._results.publish_once(requeued_request(delivery.queue, delivery.body, delivery.properties))
 
