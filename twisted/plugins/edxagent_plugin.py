@@ -1,8 +1,10 @@
-"""Tells ``twistd`` of the command ``edxagent``.
+"""Tells ``twistd`` of the commands ``edxagent`` and ``edxagent-lms``.
 
 This folder must not hold an ``__init__.py``: it is a part of Twisted's own package.
 """
 
 from twisted.application.service import ServiceMaker
 
-edxagent = ServiceMaker("edxagent", "edxagent.tap", "Grade Open edX submissions from RabbitMQ queues.", "edxagent")
+edxagent = ServiceMaker(
+    "edxagent", "edxagent.tap.agent", "Grade Open edX submissions from RabbitMQ queues.", "edxagent"
+)

@@ -1,0 +1,58 @@
+"""``twistd edxagent``: the agent as a program."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+from twisted.application.service import IService
+
+from edxagent.agent import AgentService, make_agent_service
+from edxagent.config.agent import read_agent_config
+from edxagent.config.values import LogConfig
+from edxagent.graders.registry import find_factory
+from edxagent.tap.process import EXIT_CONFIG, EXIT_REFUSED, ExitStatus, ProgramOptions, make_program
+
+
+class Options(ProgramOptions):
+    """See :class:`ProgramOptions`."""
+
+    program = "edxagent"
+    longdesc = (
+        "Grades the submissions that wait in RabbitMQ queues. TERM or INT stops it when what is being graded is done "
+        "([agent] drain_timeout); a second one stops it at once. "
+        f"Exit status: {EXIT_CONFIG} the options or the configuration can't be used, {EXIT_REFUSED} the broker refused "
+        "something that a person must mend, 143 and 130 stopped by TERM and INT."
+    )
+    optParameters: ClassVar = [
+        ["config", "c", "etc/agent.ini", "The configuration file."],
+        ["name", None, None, "Overrides [agent] name."],
+        ["concurrency", None, None, "Overrides [agent] concurrency."],
+        ["broker-urls", None, None, "Overrides [broker] urls; must hold no password."],
+        ["grader-url", None, None, "Overrides [grader] url."],
+        ["log-level", None, None, "Overrides [log] level: debug, info, warn, error or critical."],
+        ["log-format", None, None, "Overrides [log] format: text or json."],
+    ]
+    overrides: ClassVar = {
+        "name": "agent.name",
+        "concurrency": "agent.concurrency",
+        "broker-urls": "broker.urls",
+        "grader-url": "grader.url",
+        "log-level": "log.level",
+        "log-format": "log.format",
+    }
+
+
+def makeService(options: Options) -> IService:
+    """The agent, for ``twistd``."""
+
+    def build(reactor: Any, status: ExitStatus) -> tuple[LogConfig, AgentService]:
+        config = read_agent_config(
+            options["config"],
+            environment=os.environ,
+            find_factory=find_factory,
+            overrides=options.config_overrides(),
+        )
+        return config.log, make_agent_service(config, reactor, on_refused=lambda refused: status.stop(EXIT_REFUSED))
+
+    return make_program(options, build)
