@@ -7,7 +7,7 @@ arrives at least once (https://www.rabbitmq.com/docs/quorum-queues#dead-letterin
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from edxagent.amqp.channel import Channel
@@ -26,13 +26,19 @@ async def ensure_agent_topology(session: Session, config: AgentConfig) -> None:
     :raises BrokerRefused: something is missing and ``declare`` is off, or the broker doesn't let us; says what to do.
     :raises BrokerUnreachable: the session was lost, or the broker didn't answer in time.
     """
-    builder = _Builder(session, config.broker)
+    queues = [queue.name for queue in config.queues]
+    await ensure_topology(session, config.broker, queues=queues, results=config.results.queue)
+
+
+async def ensure_topology(session: Session, config: BrokerConfig, *, queues: Iterable[str], results: str) -> None:
+    """See to the exchanges, some request queues with their dead-letter queues, and a results queue; raises as above."""
+    builder = _Builder(session, config)
     try:
         for exchange in EXCHANGES:
             await builder.exchange(exchange)
-        await builder.bound_queue(config.results.queue, RESULTS_EXCHANGE, builder.safe_arguments())
-        for queue in config.queues:
-            await builder.request_queue(queue.name)
+        await builder.bound_queue(results, RESULTS_EXCHANGE, builder.safe_arguments())
+        for queue in queues:
+            await builder.request_queue(queue)
     finally:
         await builder.close()
 

@@ -13,7 +13,7 @@ from edxagent.agent.ending import Announcer
 from edxagent.agent.results import ResultPublisher
 from edxagent.amqp.channel import Channel
 from edxagent.amqp.link import BrokerLink, Session
-from edxagent.amqp.topology import ensure_request_queue
+from edxagent.amqp.topology import ensure_request_queue, ensure_topology
 from edxagent.config.lms_values import GatewayConfig
 from edxagent.config.values import BrokerConfig, FailureConfig
 from edxagent.errors import BrokerRefused
@@ -49,6 +49,7 @@ class PullService(Service):
         wall_clock: Callable[[], float],
     ) -> None:
         self._queues = config.queues
+        self._results = results
         self._broker = broker
         self._link = BrokerLink(
             reactor=reactor,
@@ -101,8 +102,7 @@ class PullService(Service):
         await self._link.stopService()
 
     async def _prepare(self, session: Session) -> None:
-        for queue in self._queues:
-            await ensure_request_queue(session, self._broker, queue)
+        await ensure_topology(session, self._broker, queues=self._queues, results=self._results)
 
     async def _open_channel(self) -> Channel:
         session = await self._link.when_up()
