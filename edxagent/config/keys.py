@@ -22,6 +22,7 @@ class Key:
     :ivar help: one line for people.
     :ivar secret: whether ``NAME_file`` is understood too, naming a file that holds the value. The value itself may then
         come from ``${VARIABLE}``, but may not be written down in the file.
+    :ivar harmless: how a text begins that holds no secret even so, and may be written down: ``sqlite:``.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Key:
     default: Any = REQUIRED
     help: str = ""
     secret: bool = False
+    harmless: str | None = None
 
     @property
     def expectation(self) -> str:

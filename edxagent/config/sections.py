@@ -142,7 +142,8 @@ class Section:
         given = self._given(key.name)
         if given is None:
             return None
-        if key.secret and given.literal:
+        harmless = key.harmless is not None and given.text.startswith(key.harmless)
+        if key.secret and given.literal and not harmless:
             raise ValueError(f"a secret isn't written down here; use {_file_key(key)}, or ${{VARIABLE}} in the file")
         return given.text
 
