@@ -133,8 +133,8 @@ class EdxSubmissionsLMS(ProcessProtocol):
     async def fault(self, word: str, times: int = 1, **fault: Any) -> None:
         """Treat the next requests for a path, named by its last word, in a special way.
 
-        :param fault: ``status`` (and ``body``) = answer that at once; ``delay`` = wait so many seconds first; ``then`` =
-            answer with that status after the request has taken effect.
+        :param fault: ``status`` (and ``body``) = answer that at once; ``delay`` = wait so many seconds first; ``then``
+            = answer with that status after the request has taken effect.
         """
         await self._do("fault", word=word, times=times, **fault)
 

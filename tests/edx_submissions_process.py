@@ -1,8 +1,8 @@
 """An LMS as far as edx-submissions goes: the real app and its real views, served by Django's own development server.
 
-``tests/edx_submissions_lms.py`` starts it as a process. It is told its settings by a JSON line on its standard input, then
-what to do by more of them; each has an ``id`` that its answer, a JSON line on the standard output, repeats. When its
-input ends, so does the process.
+``tests/edx_submissions_lms.py`` starts it as a process. It is told its settings by a JSON line on its standard input,
+then what to do by more of them; each has an ``id`` that its answer, a JSON line on the standard output, repeats. When
+its input ends, so does the process.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler 
 from django.core.wsgi import get_wsgi_application  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
 from django.urls import include, path  # noqa: E402
-from django.utils import timezone  # noqa: E402
 from openedx_events.learning.signals import EXTERNAL_GRADER_SCORE_SUBMITTED  # noqa: E402
 from submissions import api  # noqa: E402
 from submissions.models import ExternalGraderDetail, Score  # noqa: E402
