@@ -62,18 +62,19 @@ class _Turns:
 
 @implementer(IPublisher)
 class ConfirmingPublisher:
-    """See :class:`edxagent.interfaces.IPublisher`. The deadline for everything is the link's ``confirm_timeout``.
+    """See :class:`edxagent.interfaces.IPublisher`.
 
     After a refusal or a missing confirm the next publish goes over a new channel: one whose first publish met a quorum
     queue without a leader is refused for ever.
 
     :param link: needs no preparation of its sessions.
     :param most: how many publishes may be under way; more wait.
+    :param timeout: seconds for everything; ``None`` = the link's ``confirm_timeout``.
     """
 
-    def __init__(self, link: BrokerLink, *, most: int = 1000) -> None:
+    def __init__(self, link: BrokerLink, *, most: int = 1000, timeout: float | None = None) -> None:
         self._link = link
-        self._timeout = link.config.confirm_timeout
+        self._timeout = link.config.confirm_timeout if timeout is None else timeout
         self._turns = _Turns(most)
         self._lane: _Lane | None = None
         self._opening = False

@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 
 import click
 
+from edxagent.cli.api_key import api_key
 from edxagent.cli.demo import demo
 from edxagent.cli.grade import grade
+from edxagent.cli.password import password
 from edxagent.cli.running import complain
 from edxagent.cli.send import send
 from edxagent.config.parsers import did_you_mean
@@ -70,8 +72,10 @@ def edxagent(ctx: click.Context, debug: bool) -> None:
         click.echo(ctx.get_help())
 
 
+edxagent.add_command(api_key)
 edxagent.add_command(demo)
 edxagent.add_command(grade)
+edxagent.add_command(password)
 edxagent.add_command(send)
 
 
