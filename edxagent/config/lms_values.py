@@ -9,6 +9,13 @@ from attrs import field, frozen
 
 from edxagent.config.values import BrokerConfig, FailureConfig, LogConfig
 
+_TAGS = """
+    a abbr b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i ins kbd li ol p pre s samp
+    section small span strong sub summary sup table tbody td tfoot th thead tr tt u ul var
+"""
+ALLOWED_TAGS = frozenset(_TAGS.split())
+"""What graders write their messages with, and what does nothing by itself when a browser shows it."""
+
 
 @frozen(kw_only=True)
 class GatewayConfig:
@@ -16,7 +23,7 @@ class GatewayConfig:
 
     :ivar listen: a Twisted endpoint string; ``ssl:…`` for HTTPS.
     :ivar queues: the queues that may be submitted to and pulled from, in the file's order.
-    :ivar users: name → password hash, as ``edxagent password`` prints it.
+    :ivar users: name → password hash, as ``edxagent password`` prints it; one whose hash isn't known is left out.
     :ivar session_secret: signs session cookies; ``None`` = one of this process's own, so that sessions end with it.
     :ivar session_lifetime: a session that is older has to log in again.
     :ivar login_failures: failed logins a minute from one address, beyond which more are refused.
@@ -27,6 +34,7 @@ class GatewayConfig:
     :ivar files_lifetime: how long an uploaded file can be fetched; then it is deleted.
     :ivar lease: how long a grader that polls may take for a submission before it is given to another.
     :ivar max_leases: submissions that may be out to such graders at once.
+    :ivar behind_tls_proxy: whether TLS ends at a proxy in front of us.
     """
 
     listen: str = "tcp:18040:interface=127.0.0.1"
@@ -42,6 +50,7 @@ class GatewayConfig:
     files_lifetime: float = 7 * 86400.0
     lease: float = 60.0
     max_leases: int = 1000
+    behind_tls_proxy: bool = False
 
 
 @frozen(kw_only=True)
@@ -56,6 +65,8 @@ class BridgeConfig:
         answered within 5 minutes keeps edx-submissions from handing out newer ones.
     :ivar give_up_after: when a submission has waited so long for its verdict, the learner gets a failure verdict.
     :ivar timeout: for one request to the LMS.
+    :ivar ca_file: PEM file with the authorities to trust; ``None`` = the platform's.
+    :ivar allow_http: whether the password may go over a network unencrypted.
     """
 
     name: str
@@ -70,6 +81,7 @@ class BridgeConfig:
     give_up_after: float = 1800.0
     timeout: float = 10.0
     ca_file: str | None = None
+    allow_http: bool = False
 
     @property
     def origin(self) -> str:
@@ -105,7 +117,7 @@ class UpdaterConfig:
     concurrency: int = 20
     max_score: float | None = None
     clamp_scores: bool = False
-    allowed_tags: frozenset[str] = frozenset()
+    allowed_tags: frozenset[str] = ALLOWED_TAGS
     max_result: int = 4 * 1024 * 1024
     retry_delays: tuple[float, ...] = (2.0, 10.0, 30.0, 120.0)
     refusal_attempts: int = 3
@@ -129,7 +141,7 @@ class AgentGrant:
     """``[agent-config:NAME]``: what an agent that shows the right key is told.
 
     :ivar key_hash: SHA-256 of the key, in hex, as ``edxagent api-key`` prints it.
-    :ivar broker_urls: with passwords, if they need any.
+    :ivar broker_urls: with their passwords.
     :ivar queues: name → weight.
     """
 

@@ -18,11 +18,14 @@ from edxagent.config.parsers import did_you_mean
 
 LARGEST_SECRET = 64 * 1024
 
+_SHORT = ("agent", "lms", "gateway")
+"""The sections that the command line doesn't name."""
+
 
 def option_name(override: str) -> str:
     """The command line's name for ``section.key``: ``--concurrency`` in ``[agent]``, ``--grader-url`` elsewhere."""
     section, _, key = override.partition(".")
-    return "--" + (key if section == "agent" else f"{section}-{key}").replace("_", "-")
+    return "--" + (key if section in _SHORT else f"{section}-{key}").replace("_", "-")
 
 
 class ConfigFile:
@@ -36,6 +39,13 @@ class ConfigFile:
         self._sections = parse_ini(read_text(path), self.problems)
         self._environment = environment
         self._overrides = overrides
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the sections that the file has, in its order."""
+        return iter(self._sections)
+
+    def __contains__(self, section: str) -> bool:
+        return section in self._sections
 
     def section(self, name: str) -> Section:
         """A section; one that isn't there has no keys, and so all defaults."""
