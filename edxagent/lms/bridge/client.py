@@ -25,9 +25,8 @@ Upstream: ``submissions/views/xqueue.py`` of edx-submissions 4.0.2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
-
-from attrs import frozen
 
 from edxagent.lms.bridge.item import Item, read_item
 from edxagent.lms.bridge.session import Heard, Session, Trouble
@@ -53,11 +52,15 @@ class Put(Enum):
 _PUTS = {400: Put.REFUSED, 403: Put.WRONG_KEY, 404: Put.REFUSED, 409: Put.LOCKED}
 
 
-@frozen
 class Client:
-    """Asks over a session."""
+    """Asks over a session.
 
-    session: Session
+    :ivar well: whether the LMS's latest answer was one of those above, and no trouble.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.well = True
 
     async def get_submission(self, queue: str) -> Item | None:
         """The next submission in a queue, if there is one; it is ours to answer.
@@ -65,9 +68,10 @@ class Client:
         :raises QueueTrouble: this queue can't be read.
         :raises Trouble: the LMS is in trouble.
         """
-        heard = await self.session.ask("GET", "get_submission", {"queue_name": queue})
+        heard = await self._ask("GET", "get_submission", {"queue_name": queue})
         if heard.code is None:
             raise self._nonsense(heard)
+        self.well = True
         if heard.status != 200:
             raise QueueTrouble(f"{self.session.root} answers {heard.status}: {brief(heard.content)}")
         if heard.code != 0:
@@ -84,18 +88,28 @@ class Client:
         """
         reply = {"correct": verdict.correct, "score": verdict.score, "msg": verdict.msg}
         fields = {"xqueue_header": header, "xqueue_body": encoder.encode(reply).decode()}
-        heard = await self.session.ask("POST", "put_result", fields, once=True)
+        heard = await self._ask("POST", "put_result", fields, once=True)
         words = f"{self.session.root} answers {heard.status}: {brief(heard.content)}"
         if heard.status == 500:
             return Put.FAILED, words
-        if heard.code is None:
-            raise self._nonsense(heard)
-        if heard.status == 200:
+        if heard.status == 200 and heard.code is not None:
+            self.well = True
             return (Put.RECORDED if heard.code == 0 else Put.REFUSED), words
+        if heard.status not in _PUTS or heard.code is None:
+            raise self._nonsense(heard)
+        self.well = True
         return _PUTS[heard.status], words
+
+    async def _ask(self, method: str, word: str, fields: Mapping[str, str], *, once: bool = False) -> Heard:
+        try:
+            return await self.session.ask(method, word, fields, once=once)
+        except Trouble:
+            self.well = False
+            raise
 
     def _nonsense(self, heard: Heard) -> Trouble:
         """What came is no answer of this API. Only some of those who speak in its place leave us in doubt."""
+        self.well = False
         if heard.status == 404:
             return Trouble(f"{self.session.root}/xqueue/ isn't there; mend the bridge's url")
         if 300 <= heard.status < 400:

@@ -46,7 +46,7 @@ class Naps:
 
 
 class GrowingPause:
-    """Pauses that double from ``first`` to ``longest``, each shortened by up to a half, so that not all come at once."""
+    """Pauses that double from ``first`` to ``longest``, each shortened by up to a half: so not all come at once."""
 
     def __init__(self, first: float, longest: float, uniform: Uniform) -> None:
         self._first = first

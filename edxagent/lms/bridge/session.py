@@ -7,7 +7,7 @@ The API asks for a session of Django's and, for every change, its CSRF token; ov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlencode
 
 import msgspec
@@ -27,7 +27,7 @@ LONGEST_BODY = 4 * 1024 * 1024
 """Bytes of an answer; edx-submissions keeps an answer of at most 100 KiB."""
 MOST_COOKIES = 20
 LONGEST_COOKIE = 4096
-LOGIN_PAUSE = (1.0, 30.0)
+LOGIN_PAUSE = (1.0, 120.0)
 """Seconds between logins that fail: the first and the longest."""
 
 Cookies = dict[str, str]
@@ -86,7 +86,7 @@ class Session:
         self._why_not = ""
 
     async def ask(self, method: str, word: str, fields: Mapping[str, str], *, once: bool = False) -> Heard:
-        """Ask; logging in first if need be, and once again if the LMS doesn't know us any more.
+        """Ask; log in first if need be, and once again if the LMS doesn't know us any more.
 
         :param word: the last of the path.
         :param once: never send it twice, unless the LMS refused to look at the first.
@@ -121,7 +121,10 @@ class Session:
                 self._cookies = None
                 if self._clock.seconds() < self._not_before:
                     raise Trouble(self._why_not)
-                self._cookies = await self._new_cookies()
+                try:
+                    self._cookies = await self._new_cookies()
+                except Trouble as trouble:
+                    raise Trouble(str(trouble)) from None  # whatever it was, it happened before what we wanted to ask
             return self._cookies
         finally:
             self._lock.release()
@@ -140,7 +143,7 @@ class Session:
         self._log.info("{bridge}: logged in at {target}", bridge=self._config.origin, target=self.root)
         return cookies
 
-    def _refused(self, reason: str) -> None:
+    def _refused(self, reason: str) -> NoReturn:
         """Have the next login wait a while."""
         self._cookies = None
         self._why_not = reason
