@@ -1,7 +1,8 @@
-"""What the tests of the gateway share: one that listens on loopback, and a client that says just the bytes it is told."""
+"""What the tests of the gateway share: one that listens on loopback, and a client that says just what it is told."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,8 +30,6 @@ USER, PASSWORD = "lms", "pâss wörd&"
 
 def quick_hash(password: str) -> str:
     """A hash of ``password`` that takes no time."""
-    import hashlib
-
     salt = b"salt" * 4
     key = hashlib.scrypt(password.encode(), salt=salt, n=2, r=1, p=1, dklen=32)
     return str(PasswordHash(n=2, r=1, p=1, salt=salt, key=key))
@@ -104,7 +103,7 @@ class Client(Protocol):
     async def response(self, *, bodiless: bool = False) -> Response:
         """The next response."""
         await until(lambda: b"\r\n\r\n" in self.received or self.over, patience=30)
-        head, _, rest = self.received.partition(b"\r\n\r\n")
+        head = self.received.partition(b"\r\n\r\n")[0]
         first, *lines = head.decode().split("\r\n")
         headers: dict[str, list[str]] = {}
         for line in lines:
@@ -117,15 +116,18 @@ class Client(Protocol):
         return Response(status=int(first.split()[1]), headers=headers, body=body)
 
     def dataReceived(self, data: bytes) -> None:
+        """Keep it."""
         self.received += data
 
     def readConnectionLost(self) -> None:
+        """The other side has said its last word."""
         self.over = True
 
     def writeConnectionLost(self) -> None:
-        self.over = True
+        """It doesn't listen any more."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """That was it."""
         self.over = self.lost = True
 
     async def close(self) -> None:
@@ -152,6 +154,7 @@ class FakePublisher:
         self.hangs = False
 
     async def publish(self, message: Message) -> None:
+        """See ``IPublisher``."""
         if self.hangs:
             await Deferred()
         if self.error is not None:
@@ -168,12 +171,15 @@ class FakePull:
         self.error: Exception | None = None
 
     async def get_queuelen(self, queue: str) -> Reply:
+        """See ``IPull``."""
         return self._answer("get_queuelen", queue)
 
     async def get_submission(self, queue: str) -> Reply:
+        """See ``IPull``."""
         return self._answer("get_submission", queue)
 
     async def put_result(self, header: str, body: str) -> Reply:
+        """See ``IPull``."""
         return self._answer("put_result", header, body)
 
     def _answer(self, *asked: str) -> Reply:

@@ -91,7 +91,7 @@ class FolderStore:
         self._wall_clock = wall_clock
 
     async def prepare(self) -> None:
-        """See to the folder, and delete what is left from earlier.
+        """See to the folder.
 
         :raises ConfigError: it can't be used.
         """
@@ -99,7 +99,6 @@ class FolderStore:
             await self._threads.run(self._prepare)
         except OSError as error:
             raise ConfigError([f"[gateway] files_folder: {self._folder} can't be used: {error.strerror}"]) from None
-        await self.clean()
 
     async def clean(self) -> None:
         """Delete what is too old."""
