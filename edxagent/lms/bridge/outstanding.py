@@ -2,7 +2,7 @@
 
 A submission that isn't answered within 5 minutes is handed out again at every poll, in front of all that were submitted
 after it was first handed out (``get_submission`` orders by ``status_time``, which doesn't change then). So no more may
-be out than the graders answer in time: their rate times ``answer_within``. The rate is that of the last minutes in which
+be out than the graders answer in time: their rate times ``answer_within``. The rate is that of the last minutes when
 there was anything to do. Where it isn't known yet, we begin with a few, and each verdict lets in one more.
 """
 

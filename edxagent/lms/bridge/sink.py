@@ -1,8 +1,8 @@
 """Verdicts go back to the LMS that their submissions were fetched from, each once.
 
 ``put_result`` takes a verdict only once: a second one is answered 500, and so is a failure of the LMS, which has
-recorded nothing then (the view is one transaction). Which it is, only the ledger can tell, where this sink keeps whether
-an earlier attempt may have succeeded:
+recorded nothing then (the view is one transaction). Which it is, only the ledger can tell, where this sink keeps
+whether an earlier attempt may have succeeded:
 
 =======================  =====================================  ===============================================
 the ledger says          because                                a 500 means
