@@ -50,7 +50,6 @@ from xblocks_contrib.problem.capa.xqueue_interface import XQueueInterface  # noq
 COURSE = "course-v1:MITx+6.002x+2026"
 BLOCK = "block-v1:MITx+6.002x+2026+type@problem+block@divider"
 ROUTE = re.compile(r"/courses/(?P<course>[^/]+)/xqueue/(?P<user>\d+)/(?P<block>[^/]+)/score_update")
-INVALID = "Invalid grader reply"  # how the text begins that CodeResponse shows for a reply that it can't read
 TROUBLES_KEPT = 20
 
 
@@ -73,7 +72,7 @@ class Learner:
             problem = self._load(payload, queue, with_files=bool(files))
             uploads = [SimpleUploadedFile(name, content) for name, content in files.items()]
             try:
-                problem.grade_answers({_answer_id(problem): uploads or answer})
+                problem.grade_answers({_response_of(problem).answer_id: uploads or answer})
             except Exception as error:  # the LMS would show its page for errors
                 return {"queued": False, "message": f"the LMS raised {type(error).__name__}: {error}"}
             self._problem = problem
@@ -85,10 +84,11 @@ class Learner:
         with self._lock:
             if self._problem is None:  # each submission so far failed
                 return "stale"
-            right = self._problem.correct_map.is_right_queuekey(_answer_id(self._problem), key)
+            right = self._problem.correct_map.is_right_queuekey(_response_of(self._problem).answer_id, key)
             self._problem.update_score(reply, key)
             self._show()
-            if self.state["msg"].startswith(INVALID):
+            readable, *_ = _response_of(self._problem)._parse_score_msg(reply)
+            if not readable:
                 return "rejected"
             if right:
                 self._used_keys.add(key)
@@ -127,7 +127,7 @@ class Learner:
 
     def _show(self, **changes: int) -> None:
         """Replace the state whole, so that it can be read without the lock."""
-        answer, shown = _answer_id(self._problem), self._problem.correct_map
+        answer, shown = _response_of(self._problem).answer_id, self._problem.correct_map
         self.state = {
             **self.state,
             **changes,
@@ -158,9 +158,10 @@ class Service:
         return f"{self._lms.callback_url}/courses/{COURSE}/xqueue/{self._number}/{BLOCK}/{dispatch}"
 
 
-def _answer_id(problem: Any) -> str:
+def _response_of(problem: Any) -> Any:
+    """The problem's ``CodeResponse``."""
     (response,) = problem.responders.values()
-    return response.answer_id
+    return response
 
 
 class LMS:

@@ -141,7 +141,7 @@ class LMSTests(TestCase):
     async def test_no_verdict(self) -> None:
         """Learners who get no verdict until the deadline make the exit status 1."""
         self.gateway.on_submitted = lambda sent: None
-        summary = await self.summary(self.start_lms("--count", "5", "--deadline", "2"), status=1)
+        summary = await self.summary(self.start_lms("--count", "5", "--deadline", "5"), status=1)
         self.assertEqual((summary["submitted"], summary["answered"], summary["wrong"]), (5, 0, 5))
         self.assertFalse(summary["p50"])
 

@@ -155,7 +155,7 @@ class RealLMSTests(TestCase):
         self.assertEqual(await self.lms.callbacks(), Callbacks(received=9, taken=3, repeated=3, stale=3))
 
     async def test_bad_verdicts(self) -> None:
-        """The LMS wipes the attempt for a reply that it can't read, whatever its key, and is a 500 for others."""
+        """A reply that the LMS can't read wipes the attempt, whatever its key; on others its code raises: a 500."""
         await self.start()
         sent = await self.submit()
         status, _ = await self.call_back(sent.header, {**RIGHT, "score": None})
@@ -167,8 +167,11 @@ class RealLMSTests(TestCase):
         state = await self.lms.state(7)
         self.assertEqual((state.queued, state.graded), (False, False))
         self.assertIn("Invalid grader reply", state.msg)
+        self.assertEqual(await self.call_back(sent.header, RIGHT), (200, b""))
+        self.assertFalse((await self.lms.state(7)).graded)
         seen = await self.lms.callbacks()
-        self.assertEqual((seen.received, seen.raised, seen.rejected, len(seen.troubles)), (3, 2, 1, 3))
+        self.assertEqual((seen.received, seen.raised, seen.rejected, seen.stale), (4, 2, 1, 1))
+        self.assertEqual(len(seen.troubles), 3)
 
     async def test_missing(self) -> None:
         """A callback without its fields or without a key is answered 404, and so is one to another place."""
@@ -199,7 +202,7 @@ class RealLMSTests(TestCase):
         """A callback can be recorded at once and answered late, and no other one waits for it."""
         await self.start()
         sent, other = await self.submit(7), await self.submit(8)
-        await self.lms.answer_next(1, delay=1.0, record=True)
+        await self.lms.answer_next(1, delay=3.0, record=True)
         slow = Deferred.fromCoroutine(self.call_back(sent.header, RIGHT))
         await self.lms.until_graded(7)
         await self.call_back(other.header, RIGHT)
