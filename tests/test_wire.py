@@ -101,6 +101,11 @@ class DecodeRequestTests(SynchronousTestCase):
         ):
             self.assertEqual(self.refused(request(xqueue_body=text)).header, HEADER)
 
+    def test_an_empty_payload(self) -> None:
+        """An empty ``<grader_payload/>`` of a course is null in what the LMS writes: an empty text for the grader."""
+        body = json.dumps({**INNER, "grader_payload": None})
+        self.assertEqual(decode_request(request(xqueue_body=body), Properties(), "q", LIMIT).grader_payload, "")
+
     def test_student_info_may_be_missing(self) -> None:
         """student_info is for graders that want it."""
         self.assertEqual(

@@ -18,7 +18,7 @@ class _HeaderOnly(msgspec.Struct):
 
 class _Body(msgspec.Struct):
     student_response: str
-    grader_payload: str
+    grader_payload: str | None  # null for an empty <grader_payload/>: capa/responsetypes.py, CodeResponse
     student_info: str = "{}"
 
 
@@ -54,7 +54,7 @@ def decode_request(body: bytes, properties: Properties, queue: str, max_size: in
         body=envelope.xqueue_body,
         files=envelope.xqueue_files or "{}",
         student_response=inner.student_response,
-        grader_payload=inner.grader_payload,
+        grader_payload=inner.grader_payload or "",
         student_info=inner.student_info,
         attempt=attempt_of(properties),
         origin=header_text(properties.headers.get("x-origin")),
