@@ -8,3 +8,7 @@ from twisted.application.service import ServiceMaker
 edxagent = ServiceMaker(
     "edxagent", "edxagent.tap.agent", "Grade Open edX submissions from RabbitMQ queues.", "edxagent"
 )
+
+edxagent_lms = ServiceMaker(
+    "edxagent-lms", "edxagent.tap.lms", "Pass Open edX submissions on to RabbitMQ, and verdicts back.", "edxagent-lms"
+)

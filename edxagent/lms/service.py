@@ -1,0 +1,151 @@
+"""The LMS side as one Twisted service: in which order its parts start and stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import TimeoutError as TimeIsOver
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from edxagent.config.lms_values import LMSConfig
+from edxagent.errors import BrokerRefused, ConfigError
+from edxagent.interfaces import IResultSink
+from edxagent.lms.parts import Parts, PartsMaker
+from edxagent.tasks import Tasks
+
+LAST_CHANCE = 10.0
+"""Seconds that the parts have, once the time for a stop is over, to let go of what they hold."""
+
+
+def make_lms_service(
+    config: LMSConfig,
+    reactor: Any,
+    *,
+    on_refused: Callable[[BrokerRefused], None] | None = None,
+    on_deaf: Callable[[ConfigError], None] | None = None,
+    wall_clock: Callable[[], float] = time.time,
+    sinks: Mapping[str, IResultSink] | None = None,
+) -> LMSService:
+    """The LMS side, to be hung into any ``MultiService``.
+
+    :param reactor: provides ``IReactorTime``, ``IReactorTCP``, ``IReactorThreads``, ``IReactorPluggableNameResolver``.
+    :param on_refused: is called when every broker has refused one of our connections from the start, in a way that only
+        a person can mend, and none is tried again. The program that owns the process may stop then; an embedding one
+        may carry on, with the gateway telling the LMS that nothing can be submitted.
+    :param on_deaf: is called when the gateway can't listen where it should; the other parts are at work all the same.
+    :param wall_clock: seconds since the epoch, for what others read; deadlines run by the reactor's clock.
+    :param sinks: name → sink of your own, in the place of the configured ones; a bridge's is there in any case. One
+        that is an ``IService`` is started and stopped.
+    :raises ConfigError: what is configured doesn't fit together, or can't be used.
+    """
+    nothing: Callable[[Any], None] = lambda news: None  # noqa: E731
+    maker = PartsMaker(config, reactor, on_refused=on_refused or nothing, wall_clock=wall_clock, sinks=sinks)
+    return LMSService(parts=maker.make(), drain_timeout=config.drain_timeout, clock=reactor, on_deaf=on_deaf or nothing)
+
+
+class LMSService(Service):
+    """Works from ``startService`` until the Deferred of ``stopService`` has fired.
+
+    :param drain_timeout: seconds that a stop waits for what is under way.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, *, parts: Parts, drain_timeout: float, clock: Any, on_deaf: Callable[[ConfigError], None]
+    ) -> None:
+        self.setName("edxagent-lms")
+        self._parts = parts
+        self._drain_timeout = drain_timeout
+        self._clock = clock
+        self._on_deaf = on_deaf
+        self._ending = Tasks()
+        self._draining: Deferred[None] | None = None
+        self._hurried = False
+
+    def startService(self) -> None:
+        """Start what others need first, and the door last."""
+        super().startService()
+        self._hurried = False
+        parts = self._parts
+        for part in (parts.ledger, *parts.sinks, parts.publishing, parts.updater, *parts.bridges, parts.pull):
+            if part is not None:
+                part.startService()
+        if parts.gateway is not None:
+            parts.gateway.startService()
+            parts.gateway.listening.addErrback(self._deaf)
+
+    def stopService(self) -> Deferred[None]:
+        """Take no more, bring to an end what is under way, then close; fires when nothing is left of us.
+
+        The LMS, or RabbitMQ, has what didn't come to its end in time.
+        """
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    def hurry(self) -> None:
+        """Cut a stop short, or the one that is about to begin."""
+        self._hurried = True
+        for part in (self._parts.pull, self._parts.updater, self._parts.publishing):
+            if part is not None:
+                part.hurry()
+        if self._draining is not None:
+            self._draining.cancel()
+
+    async def _stop(self) -> None:
+        parts = self._parts
+        self._ending.launch(self._end_taking(), "stopping the gateway")
+        self._ending.launch(self._end_delivering(), "stopping the updater")
+        if not await self._ended_within(0.0 if self._hurried else self._drain_timeout) and not self._hurried:
+            self._log.warn("stopping takes too long; what is under way is given up")
+            self.hurry()
+        publishing = parts.publishing.stopService()
+        if not await self._ended_within(LAST_CHANCE):
+            self._log.error("a part didn't stop within {seconds:g} s", seconds=LAST_CHANCE)
+            self._ending.cancel()
+        await publishing
+        for sink in parts.sinks:
+            self._ending.launch(_stopped(sink), "stopping a sink")
+        await self._ending.when_idle()
+        if parts.ledger is not None:
+            await parts.ledger.stopService()
+
+    async def _end_taking(self) -> None:
+        if self._parts.gateway is not None:
+            await self._parts.gateway.stopService()
+        if self._parts.pull is not None:
+            await self._parts.pull.stopService()
+
+    async def _end_delivering(self) -> None:
+        # The bridges post the updater's verdicts to the end.
+        if self._parts.updater is not None:
+            await self._parts.updater.stopService()
+        await gatherResults([bridge.stopService() for bridge in self._parts.bridges])
+
+    async def _ended_within(self, seconds: float) -> bool:
+        self._draining = self._ending.when_idle()
+        try:
+            await self._draining.addTimeout(seconds, self._clock)
+        except (CancelledError, TimeIsOver):
+            return False
+        finally:
+            self._draining = None
+        return True
+
+    def _deaf(self, failure: Failure) -> None:
+        if self.running:
+            error = failure.value
+            if not isinstance(error, ConfigError):
+                self._log.failure("the gateway failed to start", failure)
+                error = ConfigError(["the gateway failed to start"])
+            self._log.error("{reason}", reason=str(error))
+            self._on_deaf(error)
+
+
+async def _stopped(service: IService) -> None:
+    await maybeDeferred(service.stopService)
