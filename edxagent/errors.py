@@ -26,6 +26,18 @@ class ConfigError(EdxagentError):
         self.problems = tuple(problems)
 
 
+class ConfigUnavailable(EdxagentError):
+    """The LMS side doesn't tell an agent its configuration now. *Ask again, later.*"""
+
+
+class ConfigRefused(EdxagentError):
+    """The LMS side doesn't tell this agent its configuration. *Useless until a person does what the message says.*"""
+
+
+class BadAnswer(EdxagentError):
+    """What the LMS side told an agent is no configuration. *Keep the one that there is; mend the LMS side's.*"""
+
+
 class MalformedRequest(EdxagentError):
     """A request can't be read. *Discard it: no retry heals it.*
 

@@ -89,16 +89,28 @@ class ShippedFileTests(SynchronousTestCase):
                     value = _VARIABLE.sub(r"\1", shipped[section][key.name])
                     self.assertEqual(key.parse(value), key.default, f"[{section}] {key.name}")
 
-    def test_uncommented(self) -> None:
-        """With every setting in force it is still understood, but for the files that aren't there."""
+    def uncommented(self, without: str) -> AgentConfig:
+        """Read the file with every setting in force but some lines, and those that name files that aren't there."""
         everything = SHIPPED.read_text(encoding="utf-8")
         everything = re.sub(r"^#(?=[\w:+-]+(\.\w+)*\S* = )", "", everything, flags=re.MULTILINE)
-        everything = re.sub(r"^(password_file|tls_\w+_file) = .*$", "", everything, flags=re.MULTILINE)
+        everything = re.sub(r"^(password_file|api_key_file|tls_\w+_file) = .*$", "", everything, flags=re.MULTILINE)
         path = Path(self.mktemp())
-        path.write_text(everything, encoding="utf-8")
-        config = self.read({"EDXAGENT_BROKER_PASSWORD": "x", "EDXAGENT_GRADER_PASSWORD": "y"}, path)
+        path.write_text(re.sub(without, "", everything, flags=re.MULTILINE | re.DOTALL), encoding="utf-8")
+        names = ("EDXAGENT_BROKER_PASSWORD", "EDXAGENT_GRADER_PASSWORD", "EDXAGENT_API_KEY")
+        return self.read(dict.fromkeys(names, "0123456789abcdef"), path)
+
+    def test_uncommented(self) -> None:
+        """With every setting in force it is still understood, but for the files that aren't there."""
+        config = self.uncommented(without=r"^\[lms-config\].*(?=^\[grader\])")
         self.assertIn(QueueConfig(name="course-v1:MITx+6.00x+2026"), config.queues)
         self.assertEqual(config.results.max_score, 1.0)
+
+    def test_told_by_the_lms(self) -> None:
+        """With [lms-config] in force, and what it replaces taken away, it is understood, too."""
+        config = self.uncommented(without=r"^urls = [^\n]*|^\[queues\].*(?=^\[lms-config\])")
+        assert config.lms is not None
+        self.assertEqual(config.lms.url, "https://grading.example.org/agent/config")
+        self.assertEqual((config.queues, config.broker.addresses), ((), ()))
 
 
 class PageTests(SynchronousTestCase):

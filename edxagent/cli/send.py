@@ -165,6 +165,8 @@ def _where_to(order: _Order) -> tuple[BrokerConfig, str]:
     queue = order.queue
     if order.config is not None:
         config = read_agent_config(order.config, environment=os.environ, find_factory=find_factory)
+        if config.lms is not None:
+            raise click.UsageError(f"{order.config} leaves it to an LMS; give --broker URL and --queue NAME instead")
         queue = queue or config.queues[0].name
         broker = config.broker if order.broker is None else _broker(order)
     else:

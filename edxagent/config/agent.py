@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edxagent.config.agent_keys import AGENT_KEYS, GRADER_KEYS, RESULTS_KEYS, SECTIONS
-from edxagent.config.broker import read_broker
+from edxagent.config.agent_keys import AGENT_KEYS, GRADER_KEYS, LMS_KEYS, RESULTS_KEYS, SECTIONS
+from edxagent.config.broker import read_broker, read_broker_without_urls
 from edxagent.config.common import read_failure, read_log
 from edxagent.config.queues import MOST_QUEUES, queue_name, queue_options
 from edxagent.config.sections import ConfigFile, Section
-from edxagent.config.values import AgentConfig, GraderConfig, QueueConfig, ResultsConfig
+from edxagent.config.values import AgentConfig, BrokerConfig, GraderConfig, LMSSourceConfig, QueueConfig, ResultsConfig
 from edxagent.interfaces import IGraderFactory
 
 _NO_OVERRIDES: Mapping[str, str] = {}
@@ -33,14 +33,20 @@ def read_agent_config(
     file = ConfigFile(path, environment=environment, overrides=overrides)
     file.refuse_other_sections(tuple(SECTIONS))
     agent = file.section("agent").read(AGENT_KEYS)
-    broker = read_broker(file.section("broker"))
-    queues = _read_queues(file.section("queues"))
+    lms = None
+    if list(file.section("lms-config")):
+        broker, lms = _read_lms(file.section("broker"), file.section("lms-config"))
+        _refuse_queues(file.section("queues"))
+        queues: tuple[QueueConfig, ...] = ()
+    else:
+        broker = read_broker(file.section("broker"))
+        queues = _read_queues(file.section("queues"))
     grader = _read_grader(file.section("grader"), find_factory)
     results = ResultsConfig(**file.section("results").read(RESULTS_KEYS))
     failure = read_failure(file.section("failure"))
     log = read_log(file.section("log"))
     config = AgentConfig(
-        **agent, broker=broker, queues=queues, grader=grader, results=results, failure=failure, log=log
+        **agent, broker=broker, queues=queues, grader=grader, results=results, failure=failure, log=log, lms=lms
     )
     _check_times(file.section("grader"), config)
     _check_results(file.section("results"), config)
@@ -59,6 +65,16 @@ def _read_queues(section: Section) -> tuple[QueueConfig, ...]:
         except ValueError as error:
             section.complain(name, str(error))
     return tuple(queues)
+
+
+def _read_lms(broker: Section, lms: Section) -> tuple[BrokerConfig, LMSSourceConfig]:
+    config, tls, password = read_broker_without_urls(broker)
+    return config, LMSSourceConfig(**lms.read(LMS_KEYS), tls=tls, broker_password=password)
+
+
+def _refuse_queues(section: Section) -> None:
+    if list(section):
+        section.complain(None, "the LMS tells the queues, as there is a section [lms-config]; take one of the two away")
 
 
 def _read_grader(section: Section, find_factory: Callable[[str], IGraderFactory]) -> GraderConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from edxagent.config.broker_url import broker_address, refuse_written_password
 from edxagent.config.keys import REQUIRED, Key
@@ -60,19 +62,38 @@ BROKER_KEYS = (
 def read_broker(section: Section) -> BrokerConfig:
     """Read the section; what is wrong with it becomes one of its problems."""
     values = section.read(BROKER_KEYS)
-    tls = TLSConfig(
+    urls, tls, password = values.pop("urls"), _pop_tls(values), values.pop("password")
+    addresses = _addresses(section, urls, tls, password) if urls else ()
+    if urls:
+        _check_tls(section, tls, any(url.startswith("amqps://") for url in urls))
+    _check_pauses(section, values)
+    return BrokerConfig(addresses=addresses, **values)
+
+
+def read_broker_without_urls(section: Section) -> tuple[BrokerConfig, TLSConfig, str | None]:
+    """Read the section where somebody else tells the URLs; also what holds for them: TLS, and the password."""
+    values = section.values(key for key in BROKER_KEYS if key.name != "urls")
+    section.refuse_others(BROKER_KEYS)
+    if "urls" in section:
+        section.complain("urls", "the LMS tells them, as there is a section [lms-config]; take one of the two away")
+    tls, password = _pop_tls(values), values.pop("password")
+    _check_tls(section, tls, used=True)
+    _check_pauses(section, values)
+    return BrokerConfig(addresses=(), **values), tls, password
+
+
+def _pop_tls(values: dict[str, Any]) -> TLSConfig:
+    return TLSConfig(
         ca_file=values.pop("tls_ca_file"),
         certificate_file=values.pop("tls_certificate_file"),
         key_file=values.pop("tls_key_file"),
         verify=values.pop("tls_verify"),
     )
-    urls, password = values.pop("urls"), values.pop("password")
-    addresses = _addresses(section, urls, tls, password) if urls else ()
-    if urls:
-        _check_tls(section, tls, any(url.startswith("amqps://") for url in urls))
+
+
+def _check_pauses(section: Section, values: Mapping[str, Any]) -> None:
     if values["retry_initial"] > values["retry_max"]:
         section.complain("retry_initial", f"is longer than retry_max, {values['retry_max']:g} s")
-    return BrokerConfig(addresses=addresses, **values)
 
 
 def _addresses(

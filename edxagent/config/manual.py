@@ -36,6 +36,8 @@ _INTRODUCTIONS = {
     "queues": "A line for each queue, its name and then `=`: `6002x-exam =`. Behind it there may be options, with\n"
     "blanks between them: `6002x-problems = weight=2`. A name has at most 200 bytes, doesn't begin with `amq.`, and\n"
     "doesn't end with `.dead`, which is how the queues for dead letters are called. The options:",
+    "lms-config": "Instead of `[broker] urls` and `[queues]`: the agent asks an `edxagent-lms` for them, at its start\n"
+    "and on `HUP`. While that can't be reached, the last good answer holds. Without this section nobody is asked.",
     "grader": "What grades. These two keys are common to all; the others depend on `kind`.",
     "results": "Where verdicts go, and which are believed.",
     "failure": "What becomes known of a submission that got no verdict. It is kept in the queue's dead letters anyway.",

@@ -120,6 +120,27 @@ class LogConfig:
 
 
 @frozen(kw_only=True)
+class LMSSourceConfig:
+    """``[lms-config]``: where the agent asks for the broker's addresses and its queues.
+
+    :ivar url: ``/agent/config`` of an ``edxagent-lms``; ``https``, or on this machine.
+    :ivar cache_file: where the last good answer is kept.
+    :ivar timeout: for one question.
+    :ivar ca_file: PEM file with the authorities to trust; ``None`` = the platform's.
+    :ivar tls: for ``amqps://`` in the answer.
+    :ivar broker_password: for URLs in the answer that have none.
+    """
+
+    url: str
+    api_key: str = field(repr=False)
+    cache_file: str = "edxagent-lms-config.json"
+    timeout: float = 10.0
+    ca_file: str | None = None
+    tls: TLSConfig = TLSConfig()
+    broker_password: str | None = field(default=None, repr=False)
+
+
+@frozen(kw_only=True)
 class AgentConfig:
     """A whole ``agent.ini``.
 
@@ -127,6 +148,7 @@ class AgentConfig:
     :ivar drain_timeout: how long a stop waits for what is being graded.
     :ivar hold_limit: how long a submission may wait here for a slot before it goes back to its queue.
     :ivar max_request: the greatest request body, in bytes, that is looked at.
+    :ivar lms: who tells the broker's addresses and the queues; they are empty until then. ``None`` = the file does.
     """
 
     name: str
@@ -140,3 +162,4 @@ class AgentConfig:
     results: ResultsConfig = ResultsConfig()
     failure: FailureConfig = FailureConfig()
     log: LogConfig = LogConfig()
+    lms: LMSSourceConfig | None = None
