@@ -3,7 +3,8 @@
 A submission that isn't answered within 5 minutes is handed out again at every poll, in front of all that were submitted
 after it was first handed out (``get_submission`` orders by ``status_time``, which doesn't change then). So no more may
 be out than the graders answer in time: their rate times ``answer_within``. The rate is that of the last minutes when
-there was anything to do. Where it isn't known yet, we begin with a few, and each verdict lets in one more.
+there was anything to do. We begin with a few; each verdict that came in time lets in one more, up to that number, and
+each that came late one less.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ FEW = 4
 """How many may be out in any case."""
 MOST = 20_000
 """How many may be out at most: they are kept in memory."""
-MEMORY = 0.25
+MEMORY = 0.5
 """For which part of ``answer_within`` a verdict counts towards the rate."""
 
 
@@ -48,7 +49,7 @@ class Outstanding:
         self._seconds = seconds
         self._waiting: dict[str, Waiting] = {}
         self._waiters: list[Deferred[None]] = []
-        self._granted = float(FEW)
+        self._granted: float = FEW
         self._at = seconds()
         self._verdicts = 0.0
         self._busy = 0.0
@@ -93,10 +94,13 @@ class Outstanding:
 
     def answered(self, submission: str) -> None:
         """The LMS has its verdict."""
-        if submission in self._waiting:
+        waiting = self._waiting.get(submission)
+        if waiting is not None:
             self._advance()
             self._verdicts += 1
-            self._granted = min(self._granted + 1, max(FEW, self._in_time))
+            in_time = self._seconds() - waiting.since <= self._within
+            granted = self._granted + 1 if in_time else self._granted - 1
+            self._granted = max(FEW, min(granted, self._in_time))
             self.forget(submission)
 
     def forget(self, submission: str) -> None:
@@ -112,8 +116,11 @@ class Outstanding:
 
     @property
     def _in_time(self) -> float:
-        """How many would be answered in time at the rate that was seen."""
-        return self._verdicts / self._busy * self._within if self._busy else 0.0
+        """How many would be answered in time at the rate that was seen.
+
+        Right after a verdict, the time until the next one has still to be paid: on average, half of it.
+        """
+        return (self._verdicts - 0.5) / self._busy * self._within if self._busy else 0.0
 
     def _advance(self) -> None:
         """Have time pass: the busy one only, and let what is long ago fade."""

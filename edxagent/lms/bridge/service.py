@@ -8,25 +8,19 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.logger import Logger
 
 from edxagent.config.lms_values import BridgeConfig
-from edxagent.errors import SinkRefused, SinkUnavailable
 from edxagent.interfaces import IPublisher
 from edxagent.lms.bridge.client import Client
+from edxagent.lms.bridge.giving_up import GivingUp
 from edxagent.lms.bridge.intake import Intake, Stopped
-from edxagent.lms.bridge.outstanding import Outstanding, Waiting
+from edxagent.lms.bridge.outstanding import Outstanding
 from edxagent.lms.bridge.pause import Naps, Uniform
 from edxagent.lms.bridge.poller import Peace, Poller
 from edxagent.lms.bridge.session import Session
 from edxagent.lms.bridge.sink import PutResultSink
 from edxagent.lms.contracts import ILedger
-from edxagent.model import CheckedResult, Outcome
 from edxagent.tasks import Tasks
-from edxagent.verdict import failure_verdict
-
-LOOKS = 60
-"""How often within ``give_up_after`` we look for what has waited too long."""
 
 
 class Bridge(Service):
@@ -41,8 +35,6 @@ class Bridge(Service):
     :ivar sink: takes the verdicts on what came by this bridge.
     """
 
-    _log = Logger()
-
     def __init__(
         self,
         config: BridgeConfig,
@@ -56,7 +48,6 @@ class Bridge(Service):
     ) -> None:
         self._config = config
         self._reactor = reactor
-        self._messages = messages
         self._tasks = Tasks()
         self._naps = Naps(reactor)
         self._turns = DeferredSemaphore(config.concurrency)
@@ -80,6 +71,9 @@ class Bridge(Service):
             clock=reactor,
             wall_clock=wall_clock,
             uniform=uniform,
+        )
+        self._giving_up = GivingUp(
+            config=config, sink=self.sink, outstanding=self._outstanding, naps=self._naps, messages=messages
         )
         peace = Peace(reactor, uniform)
         self._pollers = [
@@ -115,7 +109,7 @@ class Bridge(Service):
             await self._intake.remember()
         except Stopped:
             return
-        self._tasks.launch(self._give_up_in_time(), "giving up submissions")
+        self._tasks.launch(self._giving_up.run(), "giving up submissions")
         for poller in self._pollers:
             self._tasks.launch(poller.run(), "polling an LMS")
 
@@ -126,35 +120,3 @@ class Bridge(Service):
         await self._session.close()
         for _ in range(self._config.concurrency):
             self._turns.release()
-
-    async def _give_up_in_time(self) -> None:
-        while not self._naps.over:
-            await self._naps.sleep(self._config.give_up_after / LOOKS)
-            for waiting in self._outstanding.older_than(self._config.give_up_after):
-                if self._naps.over or not await self._give_up(waiting):
-                    break
-
-    async def _give_up(self, waiting: Waiting) -> bool:
-        """Tell the learner of one that waited too long that it failed; false if the LMS can't be told now."""
-        if waiting.header is not None:
-            outcome = Outcome.UNAVAILABLE
-            failure = CheckedResult(
-                submission=waiting.submission,
-                outcome=str(outcome),
-                queue=waiting.queue,
-                origin=self._config.origin,
-                header=waiting.header,
-                verdict=failure_verdict(outcome, self._messages),
-            )
-            try:
-                await self.sink.give_up(failure)
-            except SinkUnavailable as error:
-                self._log.warn(
-                    "{submission} can't be given up: {reason}", submission=waiting.submission, reason=str(error)
-                )
-                return False
-            except SinkRefused as error:
-                self._log.error("{submission} is given up: {reason}", submission=waiting.submission, reason=str(error))
-        # Without its header it can't be answered: it is when the LMS hands it out again, for which there must be room.
-        self._outstanding.forget(waiting.submission)
-        return True
