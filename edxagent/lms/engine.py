@@ -25,8 +25,7 @@ STATEMENT_SECONDS = 10
 BUSY_SECONDS = 5.0
 """How long SQLite waits for another process that is writing."""
 
-# For transactions that make tables: two programs that start together would both find them missing.
-_TABLES_LOCK = 0x65647861
+_LOCK = 0x65647861  # any number that other users of the database are unlikely to take
 
 
 def read_url(url: str) -> URL:
@@ -78,9 +77,17 @@ def insert_into(connection: Connection, table: Table) -> Any:
 
 def create_missing(connection: Connection, tables: MetaData) -> None:
     """Make those tables that aren't there, also when another program is doing the same right now."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _TABLES_LOCK})
+    be_alone(connection)
     tables.create_all(connection)
+
+
+def be_alone(connection: Connection) -> None:
+    """Wait until no other transaction that asked for this is under way; on SQLite, all those that write are alone.
+
+    For what touches several rows or tables: two such transactions at once could each wait for the other.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
 
 
 class Sockets:
