@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from twisted.application.service import IService
 
-from edxagent.agent import AgentService, make_agent_service
+from edxagent.agent.remote import RemoteAgent, make_agent
+from edxagent.agent.service import AgentService
 from edxagent.config.agent import read_agent_config
 from edxagent.config.values import LogConfig
 from edxagent.graders.registry import find_factory
@@ -20,9 +21,9 @@ class Options(ProgramOptions):
     program = "edxagent"
     longdesc = (
         "Grades the submissions that wait in RabbitMQ queues. TERM or INT stops it when what is being graded is done "
-        "([agent] drain_timeout); a second one stops it at once. "
-        f"Exit status: {EXIT_CONFIG} the options or the configuration can't be used, {EXIT_REFUSED} the broker refused "
-        "something that a person must mend, 143 and 130 stopped by TERM and INT."
+        "([agent] drain_timeout); a second one stops it at once. HUP has it ask the LMS side again ([lms-config]). "
+        f"Exit status: {EXIT_CONFIG} the options or the configuration can't be used, {EXIT_REFUSED} the broker, or the "
+        "LMS side, refused something that a person must mend, 143 and 130 stopped by TERM and INT."
     )
     optParameters: ClassVar = [
         ["config", "c", "etc/agent.ini", "The configuration file."],
@@ -46,13 +47,13 @@ class Options(ProgramOptions):
 def makeService(options: Options) -> IService:
     """The agent, for ``twistd``."""
 
-    def build(reactor: Any, status: ExitStatus) -> tuple[LogConfig, AgentService]:
+    def build(reactor: Any, status: ExitStatus) -> tuple[LogConfig, AgentService | RemoteAgent]:
         config = read_agent_config(
             options["config"],
             environment=os.environ,
             find_factory=find_factory,
             overrides=options.config_overrides(),
         )
-        return config.log, make_agent_service(config, reactor, on_refused=lambda refused: status.stop(EXIT_REFUSED))
+        return config.log, make_agent(config, reactor, on_refused=lambda refused: status.stop(EXIT_REFUSED))
 
     return make_program(options, build)

@@ -58,7 +58,7 @@ class ProgramOptions(usage.Options):
 
 
 class ProgramService(Protocol):
-    """What a program consists of: a service that can be told to hurry."""
+    """What a program consists of: a service that can be told to hurry. If it has a ``reload()``, HUP calls it."""
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
         """See :meth:`IService.setServiceParent`."""
@@ -105,7 +105,7 @@ def make_program(
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
-    reactor.callWhenRunning(_handle_signals, reactor, service.hurry)
+    reactor.callWhenRunning(_handle_signals, reactor, service.hurry, getattr(service, "reload", None))
     service.setServiceParent(logged)
     return logged
 
@@ -116,7 +116,7 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def _handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
+def _handle_signals(reactor: Any, hurry: Callable[[], None], reload: Callable[[], None] | None) -> None:
     """Around Twisted's handlers, which complain about a second TERM and know no HUP."""
     stopping: list[int] = []
     # Twisted has installed its own by now, as twistd asked it to.
@@ -132,6 +132,9 @@ def _handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
             reactor.callFromThread(hurry)
 
     def hang_up(number: int, frame: FrameType | None) -> None:
+        if reload is not None:
+            reactor.callFromThread(reload)
+            return
         reactor.callFromThread(
             _log.warn, "HUP is ignored: to have a changed configuration read, stop the program and start it again"
         )
