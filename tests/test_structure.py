@@ -21,6 +21,7 @@ FLOORS = {
     "config": 1,
     "plugins": 1,
     "limits": 1,
+    "breaker": 1,
     "amqp": 2,
     "web": 2,
     "graders": 2,
