@@ -86,13 +86,15 @@ class Client(Protocol):
     def __init__(self) -> None:
         self.received = b""
         self.over = self.lost = False
+        self._waiter: Deferred[None] | None = None
 
     @classmethod
-    async def connect(cls, case: TestCase, port: int) -> Client:
-        """A connection that ends with its test."""
+    async def connect(cls, case: TestCase, port: int, source: str = HOST) -> Client:
+        """A connection that ends with its test; ``source`` is this side's address."""
         from twisted.internet import reactor
 
-        client: Client = await connectProtocol(TCP4ClientEndpoint(reactor, HOST, port), cls())  # type: ignore[arg-type]
+        endpoint = TCP4ClientEndpoint(reactor, HOST, port, bindAddress=(source, 0))  # type: ignore[arg-type]
+        client: Client = await connectProtocol(endpoint, cls())
         case.addCleanup(client.close)
         return client
 
@@ -102,7 +104,8 @@ class Client(Protocol):
 
     async def response(self, *, bodiless: bool = False) -> Response:
         """The next response."""
-        await until(lambda: b"\r\n\r\n" in self.received or self.over, patience=30)
+        while b"\r\n\r\n" not in self.received:
+            await self._more()
         head = self.received.partition(b"\r\n\r\n")[0]
         first, *lines = head.decode().split("\r\n")
         headers: dict[str, list[str]] = {}
@@ -110,7 +113,8 @@ class Client(Protocol):
             name, _, value = line.partition(": ")
             headers.setdefault(name.lower(), []).append(value)
         length = 0 if bodiless else int(headers.get("content-length", ["0"])[0])
-        await until(lambda: len(self.received) >= len(head) + 4 + length or self.over, patience=30)
+        while len(self.received) < len(head) + 4 + length:
+            await self._more()
         body = self.received[len(head) + 4 :][:length]
         self.received = self.received[len(head) + 4 + length :]
         return Response(status=int(first.split()[1]), headers=headers, body=body)
@@ -118,10 +122,12 @@ class Client(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Keep it."""
         self.received += data
+        self._tell()
 
     def readConnectionLost(self) -> None:
         """The other side has said its last word."""
         self.over = True
+        self._tell()
 
     def writeConnectionLost(self) -> None:
         """It doesn't listen any more."""
@@ -129,12 +135,24 @@ class Client(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """That was it."""
         self.over = self.lost = True
+        self._tell()
 
     async def close(self) -> None:
         """Go, if not gone."""
         if not self.lost:
             self._transport.abortConnection()
         await until(lambda: self.lost)
+
+    async def _more(self) -> None:
+        if self.over:
+            raise AssertionError(f"the connection ended after {self.received[:200]!r}")
+        self._waiter = Deferred()
+        await self._waiter
+
+    def _tell(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(None)
 
     @property
     def _transport(self) -> Any:

@@ -44,7 +44,7 @@ class UsageTests(SynchronousTestCase):
     def test_unknown_command(self) -> None:
         """An unknown command gets a hint: the one that was meant, or all there are."""
         self.assert_refused("sned", words='did you mean "send"?')
-        self.assert_refused("xyz", words="there are demo, grade, send")
+        self.assert_refused("xyz", words="there are api-key, demo, grade, password, send")
 
     def test_unknown_option(self) -> None:
         """An unknown option is named, and where its command's help is."""

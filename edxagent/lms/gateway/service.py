@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from edxagent.amqp.link import BrokerLink
 from edxagent.amqp.publisher import ConfirmingPublisher
 from edxagent.config.lms_values import GatewayConfig
-from edxagent.errors import ConfigError, plain_reason
+from edxagent.errors import ConfigError
 from edxagent.interfaces import IPublisher
 from edxagent.lms.contracts import IAgentConfig, ILedger, IPull
 from edxagent.lms.gateway.accounts import CHECKS_AT_ONCE, Accounts
@@ -149,7 +149,7 @@ class Gateway(Service):
         try:
             self._port = await serverFromString(self._reactor, listen).listen(self._site)
         except CannotListenError as error:
-            reason = plain_reason(error.socketError) if isinstance(error.socketError, OSError) else str(error)
+            reason = getattr(error.socketError, "strerror", None) or str(error)
             raise ConfigError([f"[gateway] listen: {listen} can't be listened at: {brief(reason)}"]) from None
         except CancelledError:
             raise
