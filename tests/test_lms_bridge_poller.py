@@ -120,7 +120,9 @@ class PollingTests(PollerTestCase):
             self.pass_time(0.01)
         self.pass_time(0.2)
         self.assertEqual(len(self.publisher.published), 3)
-        self.assertEqual(self.waits(), [0.8, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0])
+        first, *others = self.waits()
+        self.assertLess(first, 1.0)
+        self.assertEqual(others, [2.0, 4.0, 8.0, 10.0, 10.0, 10.0])
 
     def test_trouble_of_the_lms(self) -> None:
         """An LMS in trouble is left alone by the pollers of all its queues, ever longer, until it answers."""
