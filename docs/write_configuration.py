@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from edxagent.config.manual import manual
-from edxagent.graders.registry import BUILT_IN, find_factory
+from edxagent.graders import registry as graders
+from edxagent.lms.sinks import registry as sinks
 
 PAGE = Path(__file__).with_name("configuration.md")
 
 
 def rendered() -> str:
     """What the page should hold."""
-    return manual({kind: find_factory(kind).keys for kind in BUILT_IN})
+    return manual(
+        {kind: graders.find_factory(kind).keys for kind in graders.BUILT_IN},
+        {kind: sinks.find_sink_factory(kind).keys for kind in sinks.BUILT_IN},
+    )
 
 
 if __name__ == "__main__":

@@ -8,28 +8,17 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from docs.write_configuration import PAGE, rendered
+from edxagent.config import agent_keys, lms_keys
 from edxagent.config.agent import read_agent_config
-from edxagent.config.agent_keys import SECTIONS
-from edxagent.config.keys import REQUIRED, Key
+from edxagent.config.keys import Key
+from edxagent.config.lms_parsers import retry_delays, size_below
 from edxagent.config.manual import default_text, manual
 from edxagent.config.parsers import boolean, count_between, name_list, seconds, size, text
 from edxagent.config.values import AgentConfig, BrokerAddress, QueueConfig
 from edxagent.graders.registry import find_factory
+from tests.shipped import ETC, assert_complete, in_force, settings_of, variables_of
 
-SHIPPED = Path(__file__).parent.parent / "etc" / "agent.ini"
-_SETTING = re.compile(r"#?(?P<key>[\w-]+) = (?P<value>.+)")
-_VARIABLE = re.compile(r"\$\{\w+:-(.*)\}")
-
-
-def settings_of(ini: str) -> dict[str, dict[str, str]]:
-    """Section → key → value of each setting of a file, whether it is commented out or not."""
-    found: dict[str, dict[str, str]] = {}
-    for line in ini.split("\n"):
-        if line.startswith("["):
-            found[line.strip("[]")] = {}
-        elif found and (setting := _SETTING.fullmatch(line)):
-            found[next(reversed(found))][setting["key"]] = setting["value"]
-    return found
+SHIPPED = ETC / "agent.ini"
 
 
 class ShippedFileTests(SynchronousTestCase):
@@ -69,48 +58,29 @@ class ShippedFileTests(SynchronousTestCase):
 
     def test_nothing_else_from_the_environment(self) -> None:
         """It looks at no variable, commented settings aside, that its head doesn't document."""
-        lines = [line for line in SHIPPED.read_text(encoding="utf-8").split("\n") if not line.startswith("#")]
         self.assertEqual(
-            re.findall(r"\$\{(\w+)", "\n".join(lines)),
+            variables_of(SHIPPED.read_text(encoding="utf-8")),
             ["EDXAGENT_CONCURRENCY", "EDXAGENT_BROKER_URL", "EDXAGENT_GRADER_URL"],
         )
 
     def test_complete(self) -> None:
         """Each key of each section, and of the grader that it has, is in it, with its true default if it has one."""
-        shipped = settings_of(SHIPPED.read_text(encoding="utf-8"))
-        tables = {**SECTIONS, "grader": (*SECTIONS["grader"], *find_factory("http").keys)}
+        ini = SHIPPED.read_text(encoding="utf-8")
+        tables = {**agent_keys.SECTIONS, "grader": (*agent_keys.SECTIONS["grader"], *find_factory("http").keys)}
+        self.assertEqual(set(settings_of(ini)), set(tables))
         del tables["queues"]
-        self.assertEqual(set(shipped), {*tables, "queues"})
-        for section, keys in tables.items():
-            secrets = {f"{key.name}_file" for key in keys if key.secret}
-            self.assertEqual(set(shipped[section]), {key.name for key in keys} | secrets, section)
-            for key in keys:
-                if key.default is not REQUIRED and default_text(key):
-                    value = _VARIABLE.sub(r"\1", shipped[section][key.name])
-                    self.assertEqual(key.parse(value), key.default, f"[{section}] {key.name}")
-
-    def uncommented(self, without: str) -> AgentConfig:
-        """Read the file with every setting in force but some lines, and those that name files that aren't there."""
-        everything = SHIPPED.read_text(encoding="utf-8")
-        everything = re.sub(r"^#(?=[\w:+-]+(\.\w+)*\S* = )", "", everything, flags=re.MULTILINE)
-        everything = re.sub(r"^(password_file|api_key_file|tls_\w+_file) = .*$", "", everything, flags=re.MULTILINE)
-        path = Path(self.mktemp())
-        path.write_text(re.sub(without, "", everything, flags=re.MULTILINE | re.DOTALL), encoding="utf-8")
-        names = ("EDXAGENT_BROKER_PASSWORD", "EDXAGENT_GRADER_PASSWORD", "EDXAGENT_API_KEY")
-        return self.read(dict.fromkeys(names, "0123456789abcdef"), path)
+        assert_complete(self, ini, tables)
 
     def test_uncommented(self) -> None:
-        """With every setting in force it is still understood, but for the files that aren't there."""
-        config = self.uncommented(without=r"^\[lms-config\].*(?=^\[grader\])")
+        """With every setting in force it is still understood, but for the files that aren't there, and one choice."""
+        everything = in_force(SHIPPED.read_text(encoding="utf-8"))
+        everything = re.sub(r"^(password_file|tls_\w+_file) = .*$", "", everything, flags=re.MULTILINE)
+        everything = re.sub(r"^\[lms-config\]$.*?(?=^\[)", "", everything, flags=re.MULTILINE | re.DOTALL)
+        path = Path(self.mktemp())
+        path.write_text(everything, encoding="utf-8")
+        config = self.read({"EDXAGENT_BROKER_PASSWORD": "x", "EDXAGENT_GRADER_PASSWORD": "y"}, path)
         self.assertIn(QueueConfig(name="course-v1:MITx+6.00x+2026"), config.queues)
         self.assertEqual(config.results.max_score, 1.0)
-
-    def test_told_by_the_lms(self) -> None:
-        """With [lms-config] in force, and what it replaces taken away, it is understood, too."""
-        config = self.uncommented(without=r"^urls = [^\n]*|^\[queues\].*(?=^\[lms-config\])")
-        assert config.lms is not None
-        self.assertEqual(config.lms.url, "https://grading.example.org/agent/config")
-        self.assertEqual((config.queues, config.broker.addresses), ((), ()))
 
 
 class PageTests(SynchronousTestCase):
@@ -125,14 +95,22 @@ class ManualTests(SynchronousTestCase):
     """The manual."""
 
     def test_every_key(self) -> None:
-        """Each section, each of its keys, and each kind of grader has its place."""
-        page = manual({"own": (Key("pass", text, secret=True, help="a|b"),)})
-        for section, keys in SECTIONS.items():
-            table = page.partition(f"## [{section}]\n")[2].partition("\n## ")[0]
+        """Each section of either file, each of its keys, and each kind of grader and sink has its place, once."""
+        page = manual({"own": (Key("pass", text, secret=True, help="a|b"),)}, {"mine": (Key("home", text, None),)})
+        for section, keys in {**agent_keys.SECTIONS, **lms_keys.SECTIONS}.items():
+            self.assertEqual(page.count(f"### [{section}]\n"), 1, section)
+            table = page.partition(f"### [{section}]\n")[2].partition("\n## ")[0].partition("\n### ")[0]
             for key in keys:
                 self.assertIn(f"| `{key.name}`", table)
-        self.assertIn("### kind = own", page)
+        self.assertIn("#### kind = own", page)
         self.assertIn(r"| `pass` or `pass_file` | *required* | a line of text | A\|b. |", page)
+        self.assertIn("| `home` | none | a line of text |", page.partition("#### kind = mine")[2])
+
+    def test_common_sections(self) -> None:
+        """What both files have in common stands before what is one's own."""
+        page = manual({}, {})
+        both = page.partition("\n## Both files")[2].partition("\n## agent.ini")[0]
+        self.assertEqual(re.findall(r"### \[(.*)\]", both), ["broker", "failure", "log"])
 
 
 class DefaultTextTests(SynchronousTestCase):
@@ -152,5 +130,7 @@ class DefaultTextTests(SynchronousTestCase):
             (Key("a", size, 3 * 1024**2), "3 MiB"),
             (Key("a", size, 64 * 1024), "64 KiB"),
             (Key("a", size, 1000), "1000"),
+            (Key("a", size_below(2**24), 10 * 1024**2), "10 MiB"),
+            (Key("a", retry_delays, (0.5, 7_776_000.0)), "0.5 7776000"),
         ):
             self.assertEqual(default_text(key), expected)

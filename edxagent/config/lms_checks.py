@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from edxagent.config.broker_url import is_loopback
 from edxagent.config.listening import is_private
-from edxagent.config.lms_values import BridgeConfig, GatewayConfig, LMSConfig
+from edxagent.config.lms_values import AgentGrant, BridgeConfig, GatewayConfig, LMSConfig
 from edxagent.config.sections import ConfigFile, Section
 
 
@@ -16,6 +16,7 @@ def check_lms_config(file: ConfigFile, config: LMSConfig) -> None:
     _check_parts(file, config)
     if config.gateway is not None:
         _check_gateway(file.section("gateway"), config.gateway, config)
+    _check_grants(file, config.grants)
     for bridge in config.bridges:
         _check_bridge(file.section(f"bridge:{bridge.name}"), bridge, config)
     queues = (config.gateway, *config.bridges)
@@ -55,9 +56,9 @@ def _check_gateway(section: Section, gateway: GatewayConfig, config: LMSConfig) 
     most = config.broker.consumer_timeout / 2
     if gateway.lease > most:
         section.complain("lease", f"is longer than half of [broker] consumer_timeout, {most:g} s")
-    if gateway.files_folder is not None and gateway.files_url is None:
+    if "files_folder" in section and "files_url" not in section:
         section.complain("files_url", "is missing; graders couldn't fetch what is in files_folder")
-    if gateway.files_url is not None and gateway.files_folder is None:
+    if "files_url" in section and "files_folder" not in section:
         section.complain("files_folder", "is missing; there would be no files at files_url")
     if config.grants and not gateway.behind_tls_proxy and not is_private(gateway.listen):
         section.complain(
@@ -65,6 +66,14 @@ def _check_gateway(section: Section, gateway: GatewayConfig, config: LMSConfig) 
             "agents would be told passwords without TLS; listen at ssl:…, or on this machine alone, or write "
             "behind_tls_proxy = yes if a proxy in front has TLS",
         )
+
+
+def _check_grants(file: ConfigFile, grants: Sequence[AgentGrant]) -> None:
+    first: dict[str, str] = {}
+    for grant in grants:
+        if grant.key_hash is not None and first.setdefault(grant.key_hash, grant.name) != grant.name:
+            section = file.section(f"agent-config:{grant.name}")
+            section.complain("key_hash", f"[agent-config:{first[grant.key_hash]}] has the same one; make another key")
 
 
 def _check_bridge(section: Section, bridge: BridgeConfig, config: LMSConfig) -> None:

@@ -10,6 +10,7 @@ from edxagent.config.keys import REQUIRED, Key
 from edxagent.config.listening import endpoint
 from edxagent.config.lms_parsers import (
     api_key_hash,
+    database_url,
     folder_url,
     html_tags,
     queue_names,
@@ -114,7 +115,7 @@ SINK_KEYS = (
 LEDGER_KEYS = (
     Key(
         "url",
-        text,
+        database_url,
         REQUIRED,
         "A database, as SQLAlchemy writes it; may hold a password.",
         secret=True,

@@ -19,7 +19,8 @@ ACTIVE_TAGS = frozenset(_ACTIVE.split())
 
 _TAG = re.compile(r"[a-z][a-z0-9]{0,31}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_HASH = re.compile(r"scrypt(\$[0-9]{1,8}){3}(\$[0-9a-f]{16,128}){2}")
+_HASH = re.compile(r"scrypt(\$[0-9]{1,8}){3}\$[0-9a-f]{16,128}\$[0-9a-f]{32,128}")
+_DATABASE = re.compile(r"(sqlite|postgresql)(\+\w+)?://")
 _SECTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -120,6 +121,13 @@ def password_hash(value: str) -> str:
     if not _HASH.fullmatch(value):
         raise ValueError("expected a hash as edxagent password prints it, such as scrypt$16384$8$1$…")
     return value
+
+
+def database_url(value: str) -> str:
+    """The beginning of a database's URL; SQLAlchemy looks at the rest."""
+    if not _DATABASE.match(value):
+        raise ValueError("expected sqlite:////path/of/a/file or postgresql://user:password@host/name")
+    return text(value)
 
 
 def html_tags(value: str) -> tuple[str, ...]:

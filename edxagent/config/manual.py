@@ -1,19 +1,18 @@
-"""The manual of the configuration, ``docs/configuration.md``, made from the key tables so that it can't go stale."""
+"""The manual of both configurations, ``docs/configuration.md``, made from the key tables so that it can't go stale."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from edxagent.config.agent_keys import SECTIONS
+from edxagent.config import agent_keys, lms_keys
 from edxagent.config.keys import REQUIRED, Key
-from edxagent.config.parsers import size
 
 _HEAD = """\
-# Configuration of the agent
+# Configuration
 
-`twistd -n edxagent --config etc/agent.ini` reads one INI file; `etc/agent.ini` is a complete one, with comments, that
-works as it is. An unknown section or key is a mistake. All mistakes are told at once, and nothing starts before they
-are mended.
+`twistd -n edxagent --config etc/agent.ini` reads one INI file, and `twistd -n edxagent-lms --config etc/lms.ini`
+another. Both files in `etc/` are complete, with comments, and work as they are. An unknown section or key is a mistake.
+All mistakes are told at once, and nothing starts before they are mended.
 
 * Times are in seconds, sizes in bytes, or in `KiB`, `MiB` or `GiB`.
 * A line that begins with `#` or `;` is a comment, and so is what follows a blank and a `;`.
@@ -25,10 +24,19 @@ are mended.
 * A secret is never written into the file. It is put in with `${NAME}`, or stands in a file of its own that a key ending
   in `_file` names. That file holds nothing else; a line break at its end doesn't count.
 * A relative path counts from where the program was started.
+* `--help` behind either command lists what can be overridden on the command line, and the exit statuses.
 
-The environment that the shipped file looks at: `EDXAGENT_BROKER_URL` (may hold a password), `EDXAGENT_GRADER_URL` and
-`EDXAGENT_CONCURRENCY`.
+The environment that the shipped files look at: `EDXAGENT_BROKER_URL` (may hold a password); for the agent
+`EDXAGENT_GRADER_URL` and `EDXAGENT_CONCURRENCY`; for the LMS side `EDXAGENT_LMS_PASSWORD_HASH`, `EDXAGENT_LMS_URL`, and
+`EDXAGENT_DATABASE_URL` and `EDXAGENT_LEDGER_URL` (may hold a password).
 """
+
+_BOTH = "What both may have."
+_AGENT = "The agent's, beside those."
+_LMS = """\
+The LMS side's, beside those. A part runs when its section is there: `[gateway]`, `[bridge:NAME]` and `[updater]` may be
+one process, or several on several machines. NAME is a word of your choice, and there may be several such sections. A
+gateway needs `[users]`; a bridge needs `[updater]` and `[ledger]`; an updater needs a `[sink:NAME]` or a bridge."""
 
 _INTRODUCTIONS = {
     "agent": "The program itself.",
@@ -44,20 +52,44 @@ _INTRODUCTIONS = {
     "log": "What is written down about each event. Where to is twistd's business: `--logfile`, `--syslog`, or the\n"
     "terminal with `--nodaemon`. A log file makes room for a new one at 10 MB, and ten are kept. With `--logger` this\n"
     "section is not used.",
+    "lms": "The program itself.",
+    "gateway": "The front door, where XQueue was. The LMS submits here, and graders that poll find it here.",
+    "users": "Who may log in to the gateway, LMSs and graders that poll: a line for each, the name and then `=` and\n"
+    "the password's hash, as `edxagent password` prints it. Nobody can log in as a user whose hash is empty.",
+    "agent-config:NAME": "What an agent is told that asks the gateway for its configuration with this key, as\n"
+    "`[lms-config]` of `agent.ini` says. `edxagent api-key` makes a key and prints its hash. The gateway must listen\n"
+    "on this machine alone or with TLS, or stand behind a proxy that has TLS.",
+    "bridge:NAME": "An LMS that keeps submissions itself (edx-submissions) and hands them to graders that poll: they\n"
+    "are fetched from there, and the verdicts posted there.",
+    "updater": "What becomes of verdicts. Each is checked, its message cleaned, and it goes to every sink that it is\n"
+    "meant for. What no LMS would take is parked in the queue's dead letters, such as `grading.results.dead`.",
+    "sink:NAME": "Somewhere that verdicts go. This key is common to all; the others depend on `kind`.",
+    "ledger": "Where each submission is, or what became of it, for `edxagent trace` and for bridges. It holds no\n"
+    "learner's work. The database is `sqlite:///relative/path.db`, `sqlite:////absolute/path.db` or\n"
+    "`postgresql://user:password@host/name`.",
 }
 
 
-def manual(kinds: Mapping[str, Sequence[Key]]) -> str:
+def manual(graders: Mapping[str, Sequence[Key]], sinks: Mapping[str, Sequence[Key]]) -> str:
     """The manual, in Markdown.
 
-    :param kinds: kind of grader → its keys.
+    :param graders: kind of grader → its keys.
+    :param sinks: kind of sink → its keys.
     """
+    agent, lms = agent_keys.SECTIONS, lms_keys.SECTIONS
+    both = {section: keys for section, keys in agent.items() if lms.get(section) == keys}
+    kinds = {"grader": graders, "sink:NAME": sinks}
     parts = [_HEAD]
-    for section, keys in SECTIONS.items():
-        parts += [f"## [{section}]", _INTRODUCTIONS[section], _table(keys)]
-        if section == "grader":
-            for kind, kind_keys in kinds.items():
-                parts += [f"### kind = {kind}", _table(kind_keys)]
+    for title, words, sections in (
+        ("Both files", _BOTH, both),
+        ("agent.ini", _AGENT, {section: keys for section, keys in agent.items() if section not in both}),
+        ("lms.ini", _LMS, {section: keys for section, keys in lms.items() if section not in both}),
+    ):
+        parts += [f"## {title}", words]
+        for section, keys in sections.items():
+            parts += [f"### [{section}]", _INTRODUCTIONS[section], *([_table(keys)] if keys else [])]
+            for kind, kind_keys in kinds.get(section, {}).items():
+                parts += [f"#### kind = {kind}", _table(kind_keys)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -69,12 +101,12 @@ def default_text(key: Key) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, tuple):
-        return " ".join(default)
-    if key.parse is size:
+        return " ".join(f"{each:.9g}" if isinstance(each, float) else each for each in default)
+    if key.expectation.startswith("expected a size"):
         for factor, unit in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
             if default % factor == 0:
                 return f"{default // factor} {unit}"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{default:.9g}" if isinstance(default, float) else str(default)
 
 
 def _table(keys: Iterable[Key]) -> str:

@@ -57,7 +57,7 @@ def seconds_between(low: float, high: float) -> Callable[[str], float]:
         parsed = float(value) if _DECIMAL.fullmatch(value) else -1.0
         if not low <= parsed <= high:
             raise ValueError(
-                f"expected a time in seconds from {low:g} to {high:g}, such as {max(low, min(high, 30)):g}"
+                f"expected a time in seconds from {low:.9g} to {high:.9g}, such as {max(low, min(high, 30)):.9g}"
             )
         return parsed
 
