@@ -33,8 +33,8 @@ class Breaker:
     :param failures: in a row, after which a target is left alone.
     :param pause: for so many seconds.
     :param seconds: the clock.
-    :param most: so many targets, two or more, are remembered; beyond it the one that failed longest ago is forgotten, closed ones
-        first. One that is all right takes no place.
+    :param most: so many targets, two or more, are remembered; beyond it the one that failed longest ago is forgotten,
+        closed ones first. One that is all right takes no place.
     """
 
     def __init__(self, *, failures: int, pause: float, seconds: Callable[[], float], most: int = 1000) -> None:

@@ -16,11 +16,23 @@ RESULTS_EXCHANGE = "grading.results"
 DEAD_EXCHANGE = "grading.dead"
 REQUEST_TYPE = "grading.request"
 RESULT_TYPE = "grading.result"
+REQUESTS_RETRY = "grading.retry"
+RESULTS_RETRY = "grading.results.retry"
 
 
 def dead_queue_of(queue: str) -> str:
     """The queue that keeps what ended without a verdict in ``queue``."""
     return f"{queue}.dead"
+
+
+def milliseconds(delay: float) -> int:
+    """A delay in seconds as the broker counts."""
+    return max(1, round(delay * 1000))
+
+
+def retry_name(prefix: str, delay: float) -> str:
+    """The exchange, and the queue behind it, where messages wait for ``delay`` seconds: ``grading.retry.2000``."""
+    return f"{prefix}.{milliseconds(delay)}"
 
 
 class Outcome(str, Enum):
