@@ -15,6 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from edxagent.errors import DatabaseUnavailable
 from edxagent.lms import ledger
+from edxagent.lms.bridge.sink import LEDGER_NAME
 from edxagent.lms.contracts import LedgerEntry
 from edxagent.lms.database import Database
 from edxagent.lms.ledger import Ledger
@@ -166,9 +167,10 @@ class _Tests:
         self.assertEqual(entry.sinks, {"lms": ("posting", 1003.0, "posting")})
 
     async def test_unanswered(self) -> None:
-        """Those that an origin accepted before then come oldest first, but not those that a sink has settled."""
+        """Those that an origin accepted before then come oldest first, but not those whose answer is settled."""
         opened = self.opened()
-        for position, name in enumerate(("old", "answered", "delivered", "parked", "possible", "posting", "new")):
+        names = ("old", "answered", "delivered", "parked", "possible", "posting", "elsewhere", "new")
+        for position, name in enumerate(names):
             self.now = 1000.0 + position
             await opened.accepted(name, origin="bridge:a", queue="q")
         await opened.accepted("other", origin="bridge:b", queue="q")
@@ -176,10 +178,11 @@ class _Tests:
         await opened.answered(result("never accepted"))
         states = {"delivered": "delivered", "parked": "parked", "possible": "possibly-recorded", "posting": "posting"}
         for name, state in states.items():
-            await opened.sink(name, "lms", state)
-        waiting = await opened.unanswered("bridge:a", before=1006.0)
-        self.assertEqual([entry.submission for entry in waiting], ["old", "answered", "posting"])
-        self.assertIn("lms", waiting[2].sinks)
+            await opened.sink(name, LEDGER_NAME, state)
+        await opened.sink("elsewhere", "scores", "delivered")
+        waiting = await opened.unanswered("bridge:a", before=1007.0)
+        self.assertEqual([entry.submission for entry in waiting], ["old", "answered", "posting", "elsewhere"])
+        self.assertIn(LEDGER_NAME, waiting[2].sinks)
 
     async def test_old_rows(self) -> None:
         """Rows older than ``keep`` are deleted by and by, with what sinks did, and others stay."""
@@ -248,7 +251,7 @@ class _Tests:
                 first.accepted(f"s{n}", origin="bridge:a", queue="q"),
                 second.answered(result(f"s{99 - n}")),
                 second.accepted(f"s{99 - n}", origin="bridge:a", queue="q"),
-                first.sink(f"s{n}", "lms", "delivered"),
+                first.sink(f"s{n}", LEDGER_NAME, "delivered"),
             )
         ]
         answers = await gatherResults([Deferred.fromCoroutine(work) for work in works])

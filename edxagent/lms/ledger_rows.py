@@ -40,6 +40,9 @@ VERSION = 1
 SETTLED = ("delivered", "possibly-recorded", "parked")
 """The states of a sink that end its work: nothing more happens unless a person makes it."""
 
+BRIDGE_SINK = "put_result"
+"""The sink whose word counts for what a bridge fetched, beside the one of the bridge's own name."""
+
 MOST_UNANSWERED = 1000
 LONGEST_TEXT = 255
 LONGEST_REASON = 1024
@@ -104,13 +107,13 @@ def accept(connection: Connection, now: float, submission: str, *, origin: str, 
     submission = clean(submission)
     told = {"accepted": now, "origin": clean(origin), "queue": clean(queue), "remote": remote and clean(remote)}
     row = _new_row(connection, now, submission, told).on_conflict_do_nothing()
-    if connection.execute(row.returning(_submissions.c.submission)).first() is not None:
-        return True
     here = _submissions.c
-    connection.execute(
-        update(_submissions).where(here.submission == submission, here.accepted.is_(None)).values(**told)
-    )
-    return False
+    new = connection.execute(row.returning(here.submission)).first() is not None
+    if not new:
+        gap = update(_submissions).where(here.submission == submission, here.accepted.is_(None))
+        connection.execute(gap.values(**told))
+    _settle(connection, submission)
+    return new
 
 
 def answer(connection: Connection, now: float, result: CheckedResult) -> None:
@@ -146,7 +149,7 @@ def sink_did(connection: Connection, now: float, submission: str, *, sink: str, 
     key = [_sinks.c.submission, _sinks.c.sink]
     connection.execute(row.on_conflict_do_update(index_elements=key, set_=told, where=newer))
     if state in SETTLED:
-        connection.execute(update(_submissions).where(_submissions.c.submission == submission).values(settled=True))
+        _settle(connection, submission)
 
 
 def find(connection: Connection, submission: str) -> LedgerEntry | None:
@@ -164,11 +167,7 @@ def find_remote(connection: Connection, remote: str, most: int) -> Sequence[Ledg
 def unanswered(connection: Connection, origin: str, before: float) -> Sequence[LedgerEntry]:
     """Submissions that were accepted before then and that no sink has settled, oldest first."""
     here = _submissions.c
-    # "settled" is what the index is for; the other condition holds when two events came at the same moment.
-    done = exists().where(_sinks.c.submission == here.submission, _sinks.c.state.in_(SETTLED))
-    wanted = select(_submissions).where(
-        here.settled.is_(False), here.origin == clean(origin), here.accepted < before, ~done
-    )
+    wanted = select(_submissions).where(here.settled.is_(False), here.origin == clean(origin), here.accepted < before)
     return _entries(connection, connection.execute(wanted.order_by(here.accepted).limit(MOST_UNANSWERED)))
 
 
@@ -195,8 +194,15 @@ def time_of(value: object) -> float | None:
 
 
 def _new_row(connection: Connection, now: float, submission: str, values: dict[str, Any]) -> Any:
-    settled = exists().where(_sinks.c.submission == submission, _sinks.c.state.in_(SETTLED))
-    return insert_into(connection, _submissions).values(submission=submission, since=now, settled=settled, **values)
+    return insert_into(connection, _submissions).values(submission=submission, since=now, settled=False, **values)
+
+
+def _settle(connection: Connection, submission: str) -> None:
+    """See whether the LMS has, or will never have, the verdict. What a bridge fetched, no database can settle."""
+    here, sinks = _submissions.c, _sinks.c
+    answers = or_(~here.origin.startswith("bridge:"), sinks.sink == BRIDGE_SINK, sinks.sink == here.origin)
+    settled = exists().where(sinks.submission == here.submission, sinks.state.in_(SETTLED), answers)
+    connection.execute(update(_submissions).where(here.submission == submission).values(settled=settled))
 
 
 def _rank(state: Any) -> Any:

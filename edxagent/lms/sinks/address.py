@@ -25,8 +25,12 @@ LONGEST_HEADER = 16 * 1024
 LONGEST_PLACE = 255
 
 # The letters of the scheme are written out because IGNORECASE would take a "ſ" for an "s".
-_ORIGIN = r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\x00-\x20\x7f/\\?#@:\[\]%]+)(?::(?P<port>[0-9]{1,5}))?"
-_URL = re.compile(_ORIGIN + r"(?P<path>/[!-\[\]-~]*)")
+_ORIGIN = (
+    r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\x00-\x20\x7f/\\?#@:\[\]%\u3002\uff0e\uff61]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+_URL = re.compile(_ORIGIN + r"(?P<path>/[!\"$-\[\]-~]*)")
 _ONLY_ORIGIN = re.compile(_ORIGIN + "/?")
 _PLACE = re.compile(r"/courses/(?P<course>[^?]+?)/xqueue/(?P<student>[^/?]+)/(?P<block>[^?]+)/[^/?]+/?(\?.*)?")
 _ASCII_HOST = re.compile(r"[0-9a-z_.-]+")
@@ -115,7 +119,7 @@ def _normal_host(host: str) -> str:
     try:
         if host.startswith("["):
             return f"[{ipaddress.IPv6Address(host[1:-1]).compressed}]"
-        # Strict IDNA (RFC 5891) refuses what merely looks like a letter, a digit or a dot.
+        # Strict IDNA (RFC 5891) refuses what merely looks like a letter or a digit; other dots are refused above.
         host = host.lower() if host.isascii() else idna.encode(host).decode()
         if not _ASCII_HOST.fullmatch(host) or len(host) > 253:
             raise ValueError
