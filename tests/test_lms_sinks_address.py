@@ -123,7 +123,7 @@ class CallbackAddressTests(SynchronousTestCase):
             "http://lms。example/score_update",
             "http://lms．example/score_update",
             "http://ⓛms/score_update",
-            "http://Kms/score_update",
+            "http://\u212ams/score_update",
             "http://lms\u200b/score_update",
             "http://lms\u202e/score_update",
             "http://BÜCHER.example/score_update",
