@@ -35,7 +35,7 @@ NO_SUCH = Reply(1, "Submission does not exist")
 class PullTestCase(AgentTestCase):
     """A pull side on the test's queues."""
 
-    def pull(self, broker: BrokerConfig | None = None, **changes: Any) -> PullService:
+    def pull_side(self, broker: BrokerConfig | None = None, **changes: Any) -> PullService:
         """A started one, stopped after the test."""
         from twisted.internet import reactor
 
@@ -67,7 +67,10 @@ class PullTestCase(AgentTestCase):
 
     async def empty(self, pull: IPull) -> None:
         """Wait until the pull side is connected, and the queue empty."""
-        assert (await pull.get_submission(self.requests)).content == f"Queue '{self.requests}' is empty"
+        deadline = time.monotonic() + PATIENCE
+        while await pull.get_submission(self.requests) != Reply(1, f"Queue '{self.requests}' is empty"):
+            self.assertLess(time.monotonic(), deadline, "it doesn't become empty")
+            await pause(0.05)
 
     async def lease(self, pull: IPull) -> str:
         """The header that comes with the next submission, as soon as there is one."""
@@ -90,7 +93,7 @@ class PullTests(PullTestCase):
 
     async def test_circle(self) -> None:
         """The length of the queue, the submission, its verdict; in the end nothing is left in the queue."""
-        pull = self.pull()
+        pull = self.pull_side()
         await self.empty(pull)
         await self.publish(request(), message_id="s-1", headers={"x-origin": "gateway"})
         self.assertEqual(await pull.get_queuelen(self.requests), Reply(0, 1))
@@ -107,7 +110,7 @@ class PullTests(PullTestCase):
 
     async def test_twice_at_once(self) -> None:
         """Of two verdicts with one key, one is taken and published, and the request is acked once."""
-        pull = self.pull()
+        pull = self.pull_side()
         await self.empty(pull)
         await self.publish(request(), message_id="s-1")
         header = await self.lease(pull)
@@ -119,7 +122,7 @@ class PullTests(PullTestCase):
 
     async def test_malformed(self) -> None:
         """What can't be read becomes a dead letter, and the next one is given out."""
-        pull = self.pull()
+        pull = self.pull_side()
         await self.empty(pull)
         await self.publish(b"not JSON", message_id="bad")
         await self.publish(request(), message_id="s-1")
@@ -131,7 +134,7 @@ class PullTests(PullTestCase):
 
     async def test_deleted_queue(self) -> None:
         """A queue that somebody deletes is made again."""
-        pull = self.pull()
+        pull = self.pull_side()
         await self.empty(pull)
         await self.broker.delete_queue(self.requests)
         await self.empty(pull)
@@ -139,7 +142,7 @@ class PullTests(PullTestCase):
 
     async def test_stop(self) -> None:
         """Stopping gives back what is out with graders."""
-        pull = self.pull()
+        pull = self.pull_side()
         await self.empty(pull)
         await self.publish(request(), message_id="s-1")
         header = await self.lease(pull)
@@ -151,7 +154,7 @@ class PullTests(PullTestCase):
 
     async def test_expired_often(self) -> None:
         """A submission that no grader answers is never near the broker's delivery limit, and isn't lost."""
-        pull = self.pull(lease=0.01)
+        pull = self.pull_side(lease=0.01)
         await self.empty(pull)
         await self.publish(request(), message_id="s-1")
         late = {await self.lease(pull) for _ in range(25)}
@@ -171,7 +174,7 @@ class CompanyTests(PullTestCase):
         """An agent and four graders that poll work on one queue, and each submission gets exactly one verdict."""
         from twisted.internet import reactor
 
-        pull = self.pull()
+        pull = self.pull_side()
         await self.empty(pull)
         config = read_agent_config(self.write_config(), environment={}, find_factory=find_factory)
         agent = make_agent_service(config, reactor)
@@ -209,7 +212,7 @@ class BrokenBrokerTests(PullTestCase):
     async def test_killed(self) -> None:
         """After a kill graders are refused in time, the lease is over, and the submission comes again."""
         node, broker = await self.own_node()
-        pull = self.pull(broker)
+        pull = self.pull_side(broker)
         await self.empty(pull)
         channel = await self.channel(self.link(broker), confirming=True)
         await channel.publish(message(self.requests, request()))
@@ -228,7 +231,7 @@ class BrokenBrokerTests(PullTestCase):
     async def test_silent(self) -> None:
         """A broker that has fallen silent: graders are refused in time; a verdict can be sent again afterwards."""
         node, broker = await self.own_node()
-        pull = self.pull(broker)
+        pull = self.pull_side(broker)
         await self.empty(pull)
         channel = await self.channel(self.link(broker), confirming=True)
         for _ in range(2):
@@ -256,7 +259,7 @@ class BrokenBrokerTests(PullTestCase):
         node, broker = await self.own_node()
         await node.rabbitmqctl("eval", "application:set_env(rabbit, consumer_timeout, 2000).")
         await node.rabbitmqctl("eval", "application:set_env(rabbit, channel_tick_interval, 1000).")
-        pull = self.pull(broker)
+        pull = self.pull_side(broker)
         await self.empty(pull)
         channel = await self.channel(self.link(broker), confirming=True)
         for _ in range(2):

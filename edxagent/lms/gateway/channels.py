@@ -79,7 +79,7 @@ class Taken:
 class Channels:
     """The channels.
 
-    :param open_channel: opens one; waits for a connection.
+    :param open_channel: opens one.
     :param missing: is awaited when the broker doesn't know a queue (any more); may make it.
     :param most: requests that may be out at once.
     """

@@ -16,7 +16,7 @@ from edxagent.amqp.link import BrokerLink, Session
 from edxagent.amqp.topology import ensure_request_queue, ensure_topology
 from edxagent.config.lms_values import GatewayConfig
 from edxagent.config.values import BrokerConfig, FailureConfig
-from edxagent.errors import BrokerRefused
+from edxagent.errors import BrokerRefused, BrokerUnreachable
 from edxagent.interfaces import IPublisher
 from edxagent.lms.contracts import Reply
 from edxagent.lms.gateway.channels import Channels
@@ -105,9 +105,15 @@ class PullService(Service):
         await ensure_topology(session, self._broker, queues=self._queues, results=self._results)
 
     async def _open_channel(self) -> Channel:
-        session = await self._link.when_up()
-        return await session.open_channel()
+        return await self._session.open_channel()
 
     async def _missing(self, queue: str) -> None:
-        session = await self._link.when_up()
-        await ensure_request_queue(session, self._broker, queue)
+        await ensure_request_queue(self._session, self._broker, queue)
+
+    @property
+    def _session(self) -> Session:
+        """Not waited for: xqueue-watcher hangs up after a second, and would ask again at once."""
+        session = self._link.session
+        if session is None:
+            raise BrokerUnreachable("there is no connection to the broker")
+        return session

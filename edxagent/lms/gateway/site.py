@@ -103,7 +103,8 @@ class FrontDoor:
     @app.route("/xqueue/get_submission/")
     def get_submission(self, request: FormRequest) -> Deferred[bytes] | bytes:
         """Work."""
-        return self._for_users(request, partial(self._of_queue, request, "get_submission", self._pull.get_submission))
+        ask = partial(self._of_queue, request, "get_submission", self._pull.get_submission)
+        return self._for_users(request, ask, give_up=True)
 
     @app.route("/xqueue/put_result/")
     def put_result(self, request: FormRequest) -> Deferred[bytes] | bytes:
@@ -202,7 +203,7 @@ class FrontDoor:
         return await send_file(request, file, self._threads)
 
     def _for_users(
-        self, request: FormRequest, handle: Callable[[], Coroutine[Any, Any, Reply]]
+        self, request: FormRequest, handle: Callable[[], Coroutine[Any, Any, Reply]], *, give_up: bool = False
     ) -> Deferred[bytes] | bytes:
         if self.user_of(request) is None:
             page = quote_plus(request.uri.decode("ascii", "replace"), safe="/")
@@ -211,11 +212,14 @@ class FrontDoor:
         async def answer() -> bytes:
             return _reply(request, await handle())
 
-        return self._answered(answer())
+        return self._answered(answer(), give_up=give_up)
 
-    def _answered(self, answer: Coroutine[Any, Any, bytes]) -> Deferred[bytes]:
-        """The answer. Who goes before it is there, cancels that: what was begun is finished all the same."""
-        waiting: Deferred[bytes] = Deferred()
+    def _answered(self, answer: Coroutine[Any, Any, bytes], *, give_up: bool = False) -> Deferred[bytes]:
+        """The answer. Who goes before it is there, cancels that: what was begun is finished all the same.
+
+        :param give_up: not so here: a submission mustn't be handed to somebody who isn't there.
+        """
+        waiting: Deferred[bytes] = Deferred(lambda _: task.cancel() if give_up else None)
 
         async def finish() -> None:
             try:
@@ -227,7 +231,7 @@ class FrontDoor:
             else:
                 waiting.callback(body)
 
-        self._tasks.launch(finish(), "what a client didn't wait for")
+        task = self._tasks.launch(finish(), "what a client didn't wait for")
         return waiting
 
 
