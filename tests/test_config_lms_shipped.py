@@ -18,6 +18,8 @@ from tests.test_config_lms import HASH
 SHIPPED = ETC / "lms.ini"
 ENVIRONMENT = {
     "EDXAGENT_BROKER_URL": "amqp://demo:secret@127.0.0.1:40001/demo",
+    "EDXAGENT_FILES_FOLDER": "/srv/files",
+    "EDXAGENT_FILES_URL": "https://grading.example.org/files/",
     "EDXAGENT_LMS_PASSWORD_HASH": HASH,
     "EDXAGENT_LMS_URL": "https://lms.example.org",
     "EDXAGENT_DATABASE_URL": "postgresql://demo:secret@127.0.0.1/scores",
@@ -66,6 +68,8 @@ class ShippedFileTests(SynchronousTestCase):
         self.assertEqual(config.broker.addresses[0].port, 40001)
         assert config.gateway is not None and config.ledger is not None
         self.assertEqual(config.gateway.users, {"lms": HASH})
+        self.assertEqual(config.gateway.files_folder, "/srv/files")
+        self.assertEqual(config.gateway.files_url, "https://grading.example.org/files/")
         lms, scores = config.sinks
         self.assertEqual(lms.options["hosts"], {"https://lms.example.org"})
         self.assertEqual(scores.options["url"], ENVIRONMENT["EDXAGENT_DATABASE_URL"])
@@ -101,7 +105,7 @@ class ShippedFileTests(SynchronousTestCase):
         self.assertEqual([bridge.name for bridge in config.bridges], ["campus"])
         self.assertEqual([dict(grant.queues) for grant in config.grants], [{"6002x-problems": 2, "6002x-exam": 1}])
         assert config.gateway is not None
-        self.assertEqual(config.gateway.files_folder, "/var/lib/edxagent/files")
+        self.assertEqual(config.gateway.session_secret, "s3cret-s3cret-s3cret")
 
     def test_width(self) -> None:
         """It fits a terminal, but for the learner's words."""

@@ -59,7 +59,7 @@ class NodeFolder:
     @classmethod
     def make(cls, tls: TlsFiles | None, settings: Sequence[str]) -> NodeFolder:
         """Choose ports and write a new folder; ``settings`` are more lines for ``rabbitmq.conf``."""
-        port, tls_port, distribution_port, epmd_port = _free_ports(4)
+        port, tls_port, distribution_port, epmd_port = free_ports(4)
         folder = cls(
             path=Path(tempfile.mkdtemp(prefix="edxagent-rabbitmq-")),
             port=port,
@@ -127,7 +127,7 @@ class NodeFolder:
             yield f"ssl_options.fail_if_no_peer_cert = {str(tls.require_client_certificate).lower()}"
 
 
-def _free_ports(count: int) -> tuple[int, ...]:
+def free_ports(count: int) -> tuple[int, ...]:
     """Ports of the loopback interface that nobody listens on right now."""
     return tuple(islice(filter(_is_free, random.sample(_PORTS, len(_PORTS))), count))
 
