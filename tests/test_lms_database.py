@@ -394,7 +394,7 @@ class UrlTests(SynchronousTestCase):
         """Neither the contracts nor a look for other sinks import SQLAlchemy, and SQLite doesn't import psycopg."""
         printed = self.run_python(
             "import sys\n"
-            "import edxagent.lms.contracts\n"
+            "import edxagent.cli.main, edxagent.lms.contracts\n"
             "from edxagent.lms.sinks.registry import find_sink_factory\n"
             "find_sink_factory('callback')\n"
             "print('sqlalchemy' in sys.modules)\n"

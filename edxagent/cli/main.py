@@ -14,6 +14,7 @@ from edxagent.cli.grade import grade
 from edxagent.cli.password import password
 from edxagent.cli.running import complain
 from edxagent.cli.send import send
+from edxagent.cli.trace import trace
 from edxagent.config.parsers import did_you_mean
 
 
@@ -77,6 +78,7 @@ edxagent.add_command(demo)
 edxagent.add_command(grade)
 edxagent.add_command(password)
 edxagent.add_command(send)
+edxagent.add_command(trace)
 
 
 def main() -> NoReturn:

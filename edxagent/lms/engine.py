@@ -52,6 +52,12 @@ def read_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
+def has_password(url: str) -> bool:
+    """Whether there may be a password in a URL; raises as :func:`read_url` does."""
+    parsed = read_url(url)
+    return bool(parsed.password or {"password", "passfile", "sslpassword"} & set(parsed.query))
+
+
 def shown(url: URL) -> str:
     """The URL for a person: without its password, and without options, which may hold one too."""
     if url.get_backend_name() == "sqlite":

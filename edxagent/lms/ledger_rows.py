@@ -158,10 +158,12 @@ def find(connection: Connection, submission: str) -> LedgerEntry | None:
     return next(iter(_entries(connection, rows)), None)
 
 
-def find_remote(connection: Connection, remote: str, most: int) -> Sequence[LedgerEntry]:
-    """The latest submissions that an LMS gave that id; several LMSs may."""
-    wanted = select(_submissions).where(_submissions.c.remote == clean(remote))
-    return _entries(connection, connection.execute(wanted.order_by(_submissions.c.since.desc()).limit(most)))
+def look_up(connection: Connection, either_id: str, most: int) -> Sequence[LedgerEntry]:
+    """The submission of that id, or the latest that LMSs have by that id: several may."""
+    here = _submissions.c
+    ours = here.submission == clean(either_id)
+    wanted = select(_submissions).where(or_(ours, here.remote == clean(either_id)))
+    return _entries(connection, connection.execute(wanted.order_by(ours.desc(), here.since.desc()).limit(most)))
 
 
 def unanswered(connection: Connection, origin: str, before: float) -> Sequence[LedgerEntry]:
