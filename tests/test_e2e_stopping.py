@@ -178,7 +178,7 @@ class IdleTests(StoppingTestCase):
         """HUP is ignored with a line that says how to have a new configuration read."""
         agent = await self.agent()
         agent.send_signal(SIGHUP)
-        await agent.says("HUP is ignored: to have a changed configuration read, stop the agent and start it again")
+        await agent.says("HUP is ignored: to have a changed configuration read, stop the program and start it again")
         await self.publish(request(), message_id="1")
         await self.collect(self.results, 1)
         await self.stops(agent)

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
 
 from edxagent.agent.ending import Announcer
 from edxagent.agent.life import MANY_RETURNS
@@ -179,6 +180,18 @@ class GivingOutTests(SynchronousTestCase):
         """It is what the site calls."""
         pull: IPull = Bench().pull
         self.assertIsNotNone(pull)
+
+    def test_delivery(self) -> None:
+        """What comes with a channel of its own is a delivery like any other."""
+        bench = Bench()
+        bench.put("s-1")
+        taking = Deferred.fromCoroutine(Channels(open_channel=bench._open, missing=bench._missing, most=1).take("q"))
+        bench.turn()
+        taken = self.successResultOf(taking)
+        verifyObject(IDelivery, taken)
+        self.assertRaises(RuntimeError, lambda: (taken.ack(), taken.requeue()))
+        bench.turn()
+        self.assertEqual(bench.state(), (0, 0, 1))
 
     def test_queuelen(self) -> None:
         """The number of those that wait, as a number."""

@@ -38,7 +38,8 @@ def make_agent_service(
     on_refused: Callable[[BrokerRefused], None] | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AgentService:
-    """The agent, to be hung into any ``MultiService``.
+    """The agent, to be hung into any ``MultiService``. Where ``[lms-config]`` may be used, take
+    :func:`edxagent.agent.make_agent`: this one needs a configuration that names broker and queues.
 
     :param grader: a grader of your own, in the place of the configured one.
     :param on_refused: is called when every broker has refused us from the start, in a way that only a person can mend,

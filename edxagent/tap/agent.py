@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from twisted.application.service import IService
 
-from edxagent.agent.remote import RemoteAgent, make_agent
-from edxagent.agent.service import AgentService
+from edxagent.agent import AgentService, RemoteAgent, make_agent
 from edxagent.config.agent import read_agent_config
 from edxagent.config.values import LogConfig
 from edxagent.graders.registry import find_factory
