@@ -1,4 +1,4 @@
-"""The real LMS side, ``twistd --nodaemon edxagent-lms``, as a process against the shared broker, for end-to-end tests."""
+"""The real LMS side, ``twistd --nodaemon edxagent-lms``, as a process against the shared broker, for tests."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,8 +18,9 @@ from edxagent.interfaces import IResultSink
 from edxagent.lms.parts import Parts, PartsMaker
 from edxagent.tasks import Tasks
 
-LAST_CHANCE = 10.0
-"""Seconds that the parts have, once the time for a stop is over, to let go of what they hold."""
+LAST_CHANCE = 15.0
+"""Seconds that the parts have, once the time for a stop is over, to let go of what they hold: longer than a request to
+an LMS takes, which isn't cut off, because nobody would know then what became of it."""
 
 
 def make_lms_service(
@@ -89,23 +90,23 @@ class LMSService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
-        """Cut a stop short, or the one that is about to begin."""
+        """Cut a stop short, or the one that is about to begin. A request to an LMS comes to its end all the same."""
         self._hurried = True
-        for part in (self._parts.pull, self._parts.updater, self._parts.publishing):
-            if part is not None:
-                part.hurry()
         if self._draining is not None:
             self._draining.cancel()
+        elif not self.running:
+            self._hurry_parts()
 
     async def _stop(self) -> None:
         parts = self._parts
         self._ending.launch(self._end_taking(), "stopping the gateway")
         self._ending.launch(self._end_delivering(), "stopping the updater")
-        if not await self._ended_within(0.0 if self._hurried else self._drain_timeout) and not self._hurried:
-            self._log.warn("stopping takes too long; what is under way is given up")
-            self.hurry()
+        if self._hurried or not await self._drained():
+            if not self._hurried:
+                self._log.warn("stopping takes too long; what is under way is given up")
+            self._hurry_parts()
         publishing = parts.publishing.stopService()
-        if not await self._ended_within(LAST_CHANCE):
+        if not await _fired_within(LAST_CHANCE, self._ending.when_idle(), self._clock):
             self._log.error("a part didn't stop within {seconds:g} s", seconds=LAST_CHANCE)
             self._ending.cancel()
         await publishing
@@ -114,6 +115,11 @@ class LMSService(Service):
         await self._ending.when_idle()
         if parts.ledger is not None:
             await parts.ledger.stopService()
+
+    def _hurry_parts(self) -> None:
+        for part in (self._parts.gateway, self._parts.pull, self._parts.updater, self._parts.publishing):
+            if part is not None:
+                part.hurry()
 
     async def _end_taking(self) -> None:
         if self._parts.gateway is not None:
@@ -125,17 +131,15 @@ class LMSService(Service):
         # The bridges post the updater's verdicts to the end.
         if self._parts.updater is not None:
             await self._parts.updater.stopService()
-        await gatherResults([bridge.stopService() for bridge in self._parts.bridges])
+        for stopping in [bridge.stopService() for bridge in self._parts.bridges]:
+            await stopping
 
-    async def _ended_within(self, seconds: float) -> bool:
+    async def _drained(self) -> bool:
         self._draining = self._ending.when_idle()
         try:
-            await self._draining.addTimeout(seconds, self._clock)
-        except (CancelledError, TimeIsOver):
-            return False
+            return await _fired_within(self._drain_timeout, self._draining, self._clock)
         finally:
             self._draining = None
-        return True
 
     def _deaf(self, failure: Failure) -> None:
         if self.running:
@@ -149,3 +153,11 @@ class LMSService(Service):
 
 async def _stopped(service: IService) -> None:
     await maybeDeferred(service.stopService)
+
+
+async def _fired_within(seconds: float, waiter: Deferred[None], clock: Any) -> bool:
+    try:
+        await waiter.addTimeout(seconds, clock)
+    except (CancelledError, TimeIsOver):
+        return False
+    return True
