@@ -56,7 +56,7 @@ settings.configure(
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": str(FOLDER / "lms.sqlite3"),
             # SQLite knows no row locks: the whole transaction has to be the lock that the views rely on.
-            "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 60},
+            "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 60, "init_command": "PRAGMA synchronous = OFF"},
         }
     },
 )

@@ -28,7 +28,7 @@ from tests.certificates import Authority
 from tests.cli_process import until
 from tests.edx_submissions_lms import PASSWORD, EdxSubmissionsLMS
 
-SCALE = 10
+SCALE = 4
 """How many times faster than life everything is here: grading, and every time that a bridge or an LMS knows."""
 
 
@@ -36,6 +36,8 @@ class Updater:
     """Takes results from the broker and hands them to a bridge, again and again until it takes them.
 
     :ivar refused: submission → what the sink said of it in the end.
+    :ivar outcomes: outcome word → how many ended so.
+    :ivar waits: the seconds from each one's publishing to its end.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -44,6 +46,7 @@ class Updater:
         self.bridge: Bridge | None = None
         self.refused: dict[str, PossiblyRecorded] = {}
         self.outcomes: Counter[str] = Counter()
+        self.waits: list[float] = []
 
     def receive(self, delivery: Delivery) -> None:
         """A result."""
@@ -65,6 +68,9 @@ class Updater:
                 self.refused[result.submission] = error
                 break
         self.outcomes[result.outcome] += 1
+        entry = await self._ledger.find(result.submission)
+        assert entry is not None
+        self.waits.append(time.time() - (entry.accepted or 0.0))
         delivery.ack()
 
     def cancelled(self, reason: BrokerError) -> None:
@@ -173,6 +179,9 @@ class BridgeTests(AgentTestCase):
         self.assertLessEqual(await lms.count("at once"), 4)
         await until(lambda: self.updater.outcomes["graded"] == 450)
         self.assertEqual(self.updater.outcomes, {"graded": 450})
+        longest = max(self.updater.waits)
+        self.assertLess(longest, 300.0 / SCALE)
+        print(f"450 answered; the last of them waited {longest:.1f} s, in life {longest * SCALE:.0f} s")
 
     async def test_two_queues_and_sessions_that_end(self) -> None:
         """Two queues are served; sessions that end in the middle, locks, failures and an outage don't matter."""
