@@ -134,6 +134,10 @@ class MessageRefused(BrokerError):
     """A message that AMQP can't carry (a property too long, a header of no AMQP type). *Final; nothing was sent.*"""
 
 
+class InvalidResult(EdxagentError):
+    """A result holds no verdict that the LMS could take. *Park it: some of these wipe the learner's attempt there.*"""
+
+
 class SinkError(EdxagentError):
     """A verdict didn't reach where it should go."""
 

@@ -12,6 +12,9 @@ from edxagent.model import RESULT_TYPE, RESULTS_EXCHANGE, Message, Outcome, Prop
 from edxagent.wire.envelope import UNREADABLE, Envelope, encoder, explain, header_text
 from edxagent.wire.request import attempt_of
 
+_envelope = msgspec.json.Decoder(Envelope)
+_verdict = msgspec.json.Decoder(dict[str, Any])
+
 
 @frozen(kw_only=True)
 class Phases:
@@ -78,20 +81,32 @@ class Result:
     headers: Mapping[str, Any]
 
 
+def open_result(body: bytes) -> tuple[str, str]:
+    """The LMS's header, and the verdict, a JSON text that may be anything.
+
+    :raises ValueError: it is no result.
+    """
+    try:
+        envelope = _envelope.decode(body)
+    except UNREADABLE as error:
+        raise ValueError(f"not a result: {explain(error)}") from None
+    return envelope.xqueue_header, envelope.xqueue_body
+
+
 def decode_result(body: bytes, properties: Properties) -> Result:
     """Read a result that :func:`encode_result` wrote.
 
     :raises ValueError: it is none.
     """
+    header, text = open_result(body)
     try:
-        envelope = msgspec.json.decode(body, type=Envelope)
-        verdict = msgspec.json.decode(envelope.xqueue_body, type=dict[str, Any])
+        verdict = _verdict.decode(text)
     except UNREADABLE as error:
         raise ValueError(f"not a result: {explain(error)}") from None
     return Result(
         submission=properties.message_id or "",
         outcome=header_text(properties.headers.get("x-outcome")) or "",
-        header=envelope.xqueue_header,
+        header=header,
         verdict=verdict,
         headers=properties.headers,
     )
