@@ -8,8 +8,9 @@
 
 TESTS = tests
 RABBITMQ = /usr/lib/rabbitmq/bin/rabbitmq-server
+POSTGRESQL = /usr/lib/postgresql/*/bin/initdb
 
-.PHONY: help demo test lint format clean rabbitmq
+.PHONY: help demo test lint format clean rabbitmq postgresql
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -17,13 +18,13 @@ help:
 demo: .venv/ready rabbitmq
 	@.venv/bin/edxagent demo $(ARGS)
 
-test: .venv/ready rabbitmq
+test: .venv/dev rabbitmq postgresql
 	@.venv/bin/python .ci/check.py $(TESTS)
 
-lint: .venv/ready
+lint: .venv/dev
 	@.venv/bin/python .ci/check.py
 
-format: .venv/ready
+format: .venv/dev
 	@.venv/bin/ruff check --fix-only --quiet
 	@.venv/bin/ruff format
 
@@ -35,5 +36,13 @@ clean:
 	@bash .ci/setup venv
 	@touch $@
 
+# What checks and tests need besides is ten times the size.
+.venv/dev: .venv/ready
+	@bash .ci/setup venv dev
+	@touch $@
+
 rabbitmq:
 	@test -x $(RABBITMQ) || bash .ci/setup rabbitmq
+
+postgresql:
+	@ls $(POSTGRESQL) >/dev/null 2>&1 || command -v initdb >/dev/null || bash .ci/setup postgresql
