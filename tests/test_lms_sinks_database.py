@@ -17,13 +17,20 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from edxagent.errors import SinkRefused, SinkUnavailable
+from edxagent.config.sections import ConfigFile
+from edxagent.errors import ConfigError, SinkRefused, SinkUnavailable
 from edxagent.interfaces import SinkTools
 from edxagent.lms.database import Database
 from edxagent.lms.sinks.database import DatabaseSink, database_url, factory, scores_table, table_name
 from edxagent.model import Verdict
 from edxagent.testing.graders import until
-from edxagent.testing.sinks import SECRET, FailingSinkContractTests, SinkContractTests, make_result
+from edxagent.testing.sinks import (
+    SECRET,
+    FailingSinkContractTests,
+    SinkContractTests,
+    SlowSinkContractTests,
+    make_result,
+)
 from tests.postgresql import shared_postgresql
 
 PATH = "/courses/course-v1:O+C+R/xqueue/7/block-v1:O+C+R+type@problem+block@abc/score_update"
@@ -251,6 +258,25 @@ class SQLiteTests(_Tests, TestCase):
         await self.sink().deliver(make_result("after"))
 
 
+class LockedSQLiteTests(SlowSinkContractTests, TestCase):
+    """On an SQLite file that another program doesn't let go of."""
+
+    timeout = 60.0
+
+    def make_slow_sink(self) -> Any:
+        """See the suite."""
+        path = Path(self.mktemp()).absolute()
+        other = sqlite3.connect(path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("BEGIN IMMEDIATE")
+        return build(f"sqlite:///{path}", self.reactor)
+
+    async def holds_nothing(self, action: Any) -> None:
+        """See the suite: the other program's descriptors aren't the sink's."""
+        await action()
+
+
 class PostgreSQLTests(_Tests, TestCase):
     """On a real PostgreSQL."""
 
@@ -341,6 +367,28 @@ class OptionsTests(SynchronousTestCase):
         """What can't be used is refused where it is read, without being repeated."""
         self.assertEqual(database_url("sqlite:///x.db"), "sqlite:///x.db")
         self.assertNotIn("sesame", str(self.assertRaises(ValueError, database_url, "mysql://u:sesame@h/d")))
+
+    def test_written_down(self) -> None:
+        """A file's URL may stand in the configuration; one that may hold a password comes from outside."""
+
+        def read(url: str) -> tuple[Any, list[str]]:
+            path = Path(self.mktemp())
+            path.write_text(f"[sink:scores]\nurl = {url}\n")
+            file = ConfigFile(str(path), environment={"URL": "postgresql://u:sesame@h/d"}, overrides={})
+            values = file.section("sink:scores").values(factory.keys)
+            try:
+                file.problems.raise_if_any()
+            except ConfigError as error:
+                return None, list(error.problems)
+            return values["url"], []
+
+        self.assertEqual(read("sqlite:///x.db"), ("sqlite:///x.db", []))
+        self.assertEqual(read("${URL}"), ("postgresql://u:sesame@h/d", []))
+        for url in ("postgresql://u:sesame@h/d", "postgresql://u@h/d?x=sqlite:"):
+            value, (problem,) = read(url)
+            self.assertIsNone(value)
+            self.assertIn("use url_file", problem)
+            self.assertNotIn("sesame", problem)
 
     def test_missing_folder(self) -> None:
         """A folder that isn't there is an error that names the key."""
