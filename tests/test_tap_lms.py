@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import sys
 import time
+from contextlib import closing
+from pathlib import Path
 
 from twisted.internet.protocol import Factory, Protocol
 
 from edxagent.config.ini import shown
-from tests.cli_process import start
-from tests.gateway_support import HOST
-from tests.lmsprocess import LMSProcess, LMSTestCase
+from tests.cli_process import ROOT, start
+from tests.gateway_support import HOST, quick_hash
+from tests.lmsprocess import PASSWORD, LMSProcess, LMSTestCase
 from tests.proxy import Proxy
 
-SOON = 5.0
+SOON, PATIENT = 5.0, 15.0
 """Seconds."""
 SILENT = 2.0
-"""Less than what a broker has to agree to the end of a connection, unless somebody is impatient."""
-PATIENT = 15.0
+"""Seconds: less than a broker has to agree to the end of a connection, unless somebody is impatient."""
+DATABASE = "sqlite:///scores.db"
 SECRET = "s3cret-8f21"
 
 MODULES = """
@@ -95,6 +98,44 @@ class GatewayTests(LMSTestCase):
         self.assertEqual(json.loads(lms.log.splitlines()[0])["level"], "info")
 
 
+class ShippedFileTests(LMSTestCase):
+    """``etc/lms.ini`` as it is, but for the broker and the port."""
+
+    async def start(self, **environment: str) -> LMSProcess:
+        """Start it in a folder of its own."""
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        lms = self.start_lms(
+            str(ROOT / "etc" / "lms.ini"),
+            f"--listen=tcp:0:interface={HOST}",
+            environment={"EDXAGENT_BROKER_URL": self.node.url, **environment},
+            folder=self.folder,
+        )
+        await lms.ready("publish", "pull", "results")
+        return lms
+
+    async def test_it_runs(self) -> None:
+        """It takes a submission, notes it in its ledger, and ends in order."""
+        queue = "6002x-exam"
+        lms = await self.start(EDXAGENT_LMS_PASSWORD_HASH=quick_hash(PASSWORD))
+        response = await self.submit(lms, await self.log_in(lms), queue)
+        self.assertEqual((response.status, response.reply[0]), (200, 0))
+        self.assertEqual(len(await self.collect(queue, 1)), 1)
+        self.assertEqual(await lms.stop(), -signal.SIGTERM)
+        self.assert_clean(lms, [PASSWORD])
+        with closing(sqlite3.connect(self.folder / "ledger.db")) as ledger:
+            tables = [name for (name,) in ledger.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        self.assertNotEqual(tables, [])
+
+    async def test_nobody_can_log_in(self) -> None:
+        """Without a password's hash it says so, and lets nobody in."""
+        lms = await self.start()
+        self.assertIn("[users] lms: nobody can log in like that", lms.log)
+        response = await self.ask(lms, "/xqueue/login/", {"username": "lms", "password": ""})
+        self.assertEqual(response.reply[0], 1)
+        self.assertEqual(await lms.stop(), -signal.SIGTERM)
+
+
 class BrokerAwayTests(LMSTestCase):
     """The broker is away, or doesn't want us."""
 
@@ -121,13 +162,12 @@ class BrokerAwayTests(LMSTestCase):
 
     async def test_missing_queue(self) -> None:
         """With ``declare = no`` a queue that isn't there is named."""
-        for exchange in ("grading.requests", "grading.dead", "grading.results"):
-            await self.broker.declare_exchange(exchange, "direct")
-        await self.broker.declare_queue("grading.results")
-        self.addCleanup(lambda: None)
-        lms = self.start_lms(self.write_lms_config(broker={"declare": "no"}))
+        first = await self.lms()  # which makes the exchanges, and the queue for results
+        await first.stop()
+        missing = self.unique("missing")
+        lms = self.start_lms(self.write_lms_config(broker={"declare": "no"}, gateway={"queues": missing}))
         self.assertEqual(await lms.ended(), 3, lms.log)
-        self.assertIn(f"there is no queue '{self.dead}'", lms.log)
+        self.assertIn(f"there is no queue '{missing}.dead'; create it, or write declare = yes", lms.log)
         self.assert_clean(lms)
 
     def closed_port(self) -> int:
@@ -212,3 +252,14 @@ class ImportTests(LMSTestCase):
         """A gateway needs no database, and cleans no verdicts."""
         modules = ("sqlalchemy", "nh3", "klein", "edxagent.lms.updater.service", "edxagent.lms.bridge.service")
         self.assertEqual(await self.imported(self.write_lms_config(), *modules), ["klein"])
+
+    async def test_updater(self) -> None:
+        """An updater needs no web server, and no database unless a sink is one."""
+        modules = ("sqlalchemy", "klein", "nh3", "edxagent.lms.gateway.service", "edxagent.lms.bridge.service")
+        callback = {"kind": "callback", "hosts": "http://lms:8000"}
+        config = self.write_lms_config("gateway", "users", updater={}, **{"sink:lms": callback})
+        self.assertEqual(await self.imported(config, *modules), ["nh3"])
+        config = self.write_lms_config(
+            "gateway", "users", updater={}, **{"sink:db": {"kind": "database", "url": DATABASE}}
+        )
+        self.assertEqual(await self.imported(config, *modules), ["sqlalchemy", "nh3"])
