@@ -1,4 +1,4 @@
-"""Tests for :mod:`edxagent.lms.updater.life` and :mod:`edxagent.lms.updater.desk`, with the broker and sinks doubles."""
+"""Tests for :mod:`edxagent.lms.updater.life` and its desk; the broker and the sinks are doubles."""
 
 from __future__ import annotations
 
