@@ -66,6 +66,7 @@ class PostgreSQL:
         self._keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(self.folder), str(self.port), str(binaries())],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             start_new_session=True,
         )
 
@@ -122,14 +123,17 @@ class PostgreSQL:
 
     def stop(self) -> None:
         """End it and remove every trace."""
-        assert self._keeper.stdin is not None
+        assert self._keeper.stdin is not None and self._keeper.stdout is not None
         self._keeper.stdin.close()
         self._keeper.wait(SECONDS)
+        self._keeper.stdout.close()
 
     def _order(self, word: str) -> None:
-        assert self._keeper.stdin is not None
+        """Have the keeper do something; done when it says so."""
+        assert self._keeper.stdin is not None and self._keeper.stdout is not None
         self._keeper.stdin.write(f"{word}\n".encode())
         self._keeper.stdin.flush()
+        self._keeper.stdout.readline()
 
     def _answers(self) -> bool:
         import psycopg
@@ -230,6 +234,7 @@ def main() -> None:
                     keeper.signal(signal.SIGSTOP)
                 case "go-on":
                     keeper.signal(signal.SIGCONT)
+            print("done", flush=True)
     finally:
         keeper.end()
 
