@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
@@ -108,8 +108,9 @@ class BridgeTests(AgentTestCase):
 
         await super().set_up()
         self.events: list[Any] = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+        observer: Any = self.events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
         database = Database(f"sqlite:///{self.folder}/ledger.db", reactor)
@@ -285,3 +286,19 @@ class BridgeTests(AgentTestCase):
         await self.sleepers(0.1, 2)
         self.bridge(lms, ca_file=authority.path)
         await self.assert_each_answered_once(lms, 3)
+
+    async def test_stop_cut_short(self) -> None:
+        """A stop that is cancelled cuts what is under way, and leaves nothing behind."""
+        lms = await self.lms()
+        await lms.create(self.requests)
+        await self.declare()
+        await lms.fault("get_submission", delay=30.0)
+        bridge = self.bridge(lms, timeout=60.0)
+        while not await lms.count("GET get_submission"):
+            await deferLater(self.reactor, 0.02)
+        stopping = bridge.stopService()
+        await deferLater(self.reactor, 0.1)
+        self.assertFalse(stopping.called)
+        stopping.cancel()
+        with self.assertRaises(CancelledError):
+            await stopping

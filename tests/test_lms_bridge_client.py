@@ -138,8 +138,9 @@ class EdxSubmissionsTests(ClientTestCase):
     async def test_wrong_password(self) -> None:
         """Wrong credentials are said in one line, and not tried again at once."""
         events: list[Any] = []
-        globalLogPublisher.addObserver(events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
         client = self.client(self.lms.url, password="another")
         for _ in range(3):
             self.assertIn("mend [bridge:lms] username, password", str(await self.fails(client.get_submission("q1"))))
@@ -251,6 +252,18 @@ class EdxSubmissionsTests(ClientTestCase):
         await self.lms.up()
         self.assertIs((await client.put_result(item.header, GOOD))[0], Put.RECORDED)
         self.assertTrue(client.well)
+
+    async def test_closed(self) -> None:
+        """A closed session asks nothing; open again, it logs in anew."""
+        client = self.client(self.lms.url)
+        await client.get_submission("q1")
+        await client.session.close()
+        trouble = await self.fails(client.put_result("{}", GOOD))
+        self.assertFalse(trouble.unsure)
+        client.session.open()
+        await client.get_submission("q1")
+        self.assertEqual(await self.lms.count("POST login"), 2)
+        self.assertEqual(await self.lms.count("POST put_result"), 0)
 
     async def test_posts_once(self) -> None:
         """A verdict that took effect, but whose answer was lost, isn't posted by itself again."""

@@ -396,8 +396,9 @@ class IntakeTests(PollerTestCase):
     def test_log(self) -> None:
         """Neither the key nor the learner's text is logged."""
         events: list[Any] = []
-        globalLogPublisher.addObserver(events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.publisher.failures = [BrokerUnreachable("no broker")]
         self.fetch(Trouble("down"), item_of(1, "the-secret-key"))
         self.assertTrue(events)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.defer import CancelledError, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -98,6 +98,8 @@ class Poller:
             return self._report(trouble, self._peace.trouble())
         except Stopped as stopped:
             self._log.warn("{bridge}: a submission will come again: {reason}", bridge=self._origin, reason=str(stopped))
+        except CancelledError:
+            raise
         except Exception:
             self._log.failure("{bridge}: polling {queue} failed", bridge=self._origin, queue=self._queue)
             return self._trouble.next()

@@ -95,6 +95,7 @@ class Bridge(Service):
         """Begin to poll, as soon as the ledger has told what is out."""
         super().startService()
         self._naps.begin()
+        self._session.open()
         self._tasks.launch(self._begin(), "starting a bridge")
 
     def stopService(self) -> Deferred[None]:
@@ -114,9 +115,16 @@ class Bridge(Service):
             self._tasks.launch(poller.run(), "polling an LMS")
 
     async def _end(self) -> None:
-        await self._tasks.when_idle()
-        for _ in range(self._config.concurrency):  # nobody's request is cut off: its end would never be known
-            await self._turns.acquire()
-        await self._session.close()
-        for _ in range(self._config.concurrency):
-            self._turns.release()
+        """Let requests come to their ends, which would never be known if they were cut off; cut them when cancelled."""
+        turns = 0
+        try:
+            await self._tasks.when_idle()
+            while turns < self._config.concurrency:
+                await self._turns.acquire()
+                turns += 1
+        finally:
+            self._tasks.cancel()
+            await self._session.close()
+            for _ in range(turns):
+                self._turns.release()
+            await self._tasks.when_idle()

@@ -79,6 +79,7 @@ class Session:
             kept=config.concurrency,
             reactor=reactor,
         )
+        self._closed = False
         self._cookies: Cookies | None = None
         self._lock = DeferredLock()
         self._pause = GrowingPause(*LOGIN_PAUSE, uniform)
@@ -92,6 +93,8 @@ class Session:
         :param once: never send it twice, unless the LMS refused to look at the first.
         :raises Trouble: there is no answer, or we aren't let in.
         """
+        if self._closed:
+            raise Trouble(f"{self.root} isn't asked any more: [bridge:{self._config.name}] was stopped")
         cookies = self._cookies or await self._log_in(None)
         heard = await self._send(method, word, fields, cookies, once)
         if _let_in(heard):
@@ -104,8 +107,13 @@ class Session:
             )
         return heard
 
+    def open(self) -> None:
+        """Undo :meth:`close`; a new session is open."""
+        self._closed = False
+
     async def close(self) -> None:
-        """Cut all connections, and forget the login."""
+        """Ask no more, cut all connections, and forget the login."""
+        self._closed = True
         self._cookies = None
         await self._http.close()
 
