@@ -10,7 +10,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from attrs import frozen
+from twisted.internet.defer import Deferred
 
+from edxagent.model import dead_queue_of
 from tests.agentprocess import AgentProcess, AgentTestCase, Sections, as_ini
 from tests.cli_process import start
 from tests.gateway_support import BODY, HOST, Client, Response, header, quick_hash
@@ -42,6 +44,11 @@ class LMSTestCase(AgentTestCase):
 
     The gateway, unless ``sections`` say otherwise, takes submissions for :attr:`requests` from :data:`USER`.
     """
+
+    async def set_up(self) -> None:
+        """Choose names; what an updater makes beside the queue for results goes with it."""
+        await super().set_up()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self._remove_parked()))
 
     def write_lms_config(self, *without: str, **sections: Sections) -> str:
         """A configuration file; ``sections`` add to what is there by default, or replace it. Returns its path.
@@ -105,3 +112,7 @@ class LMSTestCase(AgentTestCase):
         """Submit something, as an LMS does."""
         form = {"xqueue_header": header(queue or self.requests), "xqueue_body": BODY}
         return await self.ask(lms, "/xqueue/submit/", form, cookie=cookie)
+
+    async def _remove_parked(self) -> None:
+        if not self.broker.closed:
+            await self.broker.delete_queue(dead_queue_of(self.results))

@@ -10,11 +10,13 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from edxagent.config.ini import shown
-from tests.cli_process import ROOT, start
-from tests.gateway_support import HOST, quick_hash
+from edxagent.testing.http_server import RogueServer, Visit, response
+from tests.cli_process import ROOT, start, until
+from tests.gateway_support import HOST, header, quick_hash
 from tests.lmsprocess import PASSWORD, LMSProcess, LMSTestCase
 from tests.proxy import Proxy
 
@@ -96,6 +98,59 @@ class GatewayTests(LMSTestCase):
         await lms.says('"north (pull)"')
         self.assertEqual(await lms.stop(), -signal.SIGTERM)
         self.assertEqual(json.loads(lms.log.splitlines()[0])["level"], "info")
+
+
+class UpdaterTests(LMSTestCase):
+    """An updater alone, and an LMS that takes its time."""
+
+    async def updating(self) -> tuple[LMSProcess, list[Visit]]:
+        """An updater that is just telling the LMS a verdict, and the LMS's visitors."""
+        from twisted.internet import reactor
+
+        visits: list[Visit] = []
+        server = RogueServer(visits.append)
+        await server.start(reactor)
+        root = "/".join(server.url.split("/")[:3])
+        self.addCleanup(lambda: Deferred.fromCoroutine(server.stop()))
+        config = self.write_lms_config(
+            "gateway",
+            "users",
+            lms={"drain_timeout": 60},
+            updater={"queue": self.results},
+            **{"sink:lms": {"kind": "callback", "hosts": root, "timeout": 60}},
+        )
+        lms = self.start_lms(config)
+        await lms.ready("publish", "results")
+        verdict = json.dumps({"correct": True, "score": 1, "msg": "<p>ok</p>"})
+        asked = header(lms_callback_url=f"{root}/courses/c/xqueue/7/b/score_update")
+        result = json.dumps({"xqueue_header": asked, "xqueue_body": verdict}).encode()
+        await self.publish(
+            result, self.results, message_id="s1", type="grading.result", headers={"x-outcome": "graded"}
+        )
+        await until(lambda: visits, lms.run)
+        return lms, visits
+
+    async def test_signal(self) -> None:
+        """TERM lets a verdict that is under way arrive."""
+        lms, visits = await self.updating()
+        lms.send_signal(signal.SIGTERM)
+        await lms.says("waiting for 1 results")
+        visits[0].send(response(b""))
+        self.assertEqual(await lms.ended(), -signal.SIGTERM)
+        await self.until_settled(self.results)
+        self.assert_clean(lms)
+
+    async def test_second_signal(self) -> None:
+        """A second TERM doesn't: the verdict is back in its queue."""
+        lms, _ = await self.updating()
+        lms.send_signal(signal.SIGTERM)
+        await lms.says("waiting for 1 results")
+        began = time.monotonic()
+        lms.send_signal(signal.SIGTERM)
+        self.assertEqual(await lms.ended(), -signal.SIGTERM)
+        self.assertLess(time.monotonic() - began, SOON)
+        self.assertEqual(await self.ready_in(self.results), 1)
+        self.assert_clean(lms)
 
 
 class ShippedFileTests(LMSTestCase):

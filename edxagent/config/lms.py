@@ -98,7 +98,9 @@ def _read_users(section: Section) -> dict[str, str]:
     users: dict[str, str] = {}
     names = list(section)
     if not 1 <= len(names) <= MOST_USERS:
-        section.complain(None, f"expected 1 to {MOST_USERS} users, a line each, such as lms = ${{EDXAGENT_LMS_HASH}}")
+        section.complain(
+            None, f"expected 1 to {MOST_USERS} users, a line each, such as lms = ${{EDXAGENT_LMS_PASSWORD_HASH}}"
+        )
     for name in names[:MOST_USERS]:
         try:
             user_name(name)
