@@ -140,6 +140,7 @@ class DoorSite(Site):
     """
 
     _log = Logger()
+    noisy = False
     protocol: Any = Door
     doors: set[Door]
 
