@@ -159,6 +159,7 @@ class KillTests(BrokerGatewayTestCase):
     async def test_killed(self) -> None:
         """Every submission is answered in time; those answered with yes are in the queue when the broker is back."""
         cookie = await self.open(self.link(purpose="publish"))
+        await until(self.known_to_the_disk)
         await self.in_time(cookie, xqueue_header=header(self.name, lms_key="first"))
         taken: set[str] = {"first"}
         refused: set[str] = set()
@@ -182,3 +183,13 @@ class KillTests(BrokerGatewayTestCase):
         await self.direct.when_up()
         there = {head["lms_key"] for head, _ in await self.waiting()}
         self.assertEqual(taken - there, set())
+
+    def known_to_the_disk(self) -> bool:
+        """Whether RabbitMQ has written down which of its files are the queue's.
+
+        It does so when its tables have been left alone for half a second (``auto_save`` of DETS, in ``ra_directory``).
+        Killed before, it starts with an empty queue that never finds a leader.
+        """
+        tables = list(self.node.folder.rglob("*.dets"))
+        latest = max(table.stat().st_mtime for table in tables)
+        return time.time() - latest > 1.5 and any(self.name.encode() in table.read_bytes() for table in tables)
