@@ -221,6 +221,21 @@ class InterruptionTests(UpdaterTestCase):
         self.assertEqual({each.submission for each in sink.taken}, names)
         self.assertLess(len(sink.taken), len(names) + 3 * 2 * 8)
 
+    async def test_broker_killed(self) -> None:
+        """The broker is killed while results wait for their next attempt: every one arrives."""
+        sink = RecordingSink(SinkUnavailable("down"))
+        await self.working(sink)
+        names = {str(number) for number in range(100)}
+        for name in names:
+            await self.publish(name)
+        await until(lambda: len(sink.asked) >= 10)
+        await self.node.kill()
+        sink.answers = [None]
+        await self.node.start()
+        await until(lambda: {each.submission for each in sink.taken} == names)
+        self.broker = await self.channel(confirming=True)
+        await self.until_left({})
+
     async def test_results_queue_deleted(self) -> None:
         """The queue is made again, and results are taken from it again."""
         sink = RecordingSink()
