@@ -49,6 +49,10 @@ class UrlencodedTests(SynchronousTestCase):
         for place in range(len(body)):
             self.assertEqual(read(URLENCODED, body[:place], body[place:]).fields, {"a": "ü", "b": "1"})
 
+    def test_what_is_no_escape(self) -> None:
+        """A percent sign just before the end of a value, of a name or of everything is only that."""
+        self.assertEqual(read(URLENCODED, b"a=%&b=%", b"&%=%4&c=%").fields, {"a": "%", "b": "%", "%": "%4", "c": "%"})
+
     @given(st.text("ab&=%+é4 ", max_size=60), PLACES)
     def test_like_the_standard_library(self, text: str, places: list[int]) -> None:
         """Broken escapes, empty names and repeated ones mean what they mean to Python."""

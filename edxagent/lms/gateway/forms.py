@@ -7,6 +7,7 @@ what isn't UTF-8 is replaced, and a part is a file when it has a file name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
@@ -21,6 +22,8 @@ MOST_PARTS = 100
 
 LONGEST_PART_HEADER = 4096
 MOST_PART_HEADERS = 8
+
+_begun_escape = re.compile(rb"%[0-9A-Fa-f]?\Z")
 
 
 @frozen(kw_only=True)
@@ -72,9 +75,9 @@ class UrlencodedReader:
     def feed(self, data: bytes) -> None:
         """See :meth:`FormReader.feed`."""
         data = self._cut + data
-        # What may be the beginning of a %XX waits for its end.
-        cut = data.rfind(b"%", max(0, len(data) - 2))
-        data, self._cut = (data, b"") if cut < 0 else (data[:cut], data[cut:])
+        begun = _begun_escape.search(data[-2:])
+        self._cut = begun[0] if begun else b""
+        data = data.removesuffix(self._cut)
         first, *others = data.split(b"&", MOST_PARTS)
         self._add(first)
         for pair in others:

@@ -229,7 +229,8 @@ class FrontDoor:
                     raise
                 waiting.errback(Failure())
             else:
-                waiting.callback(body)
+                if not waiting.called:
+                    waiting.callback(body)
 
         task = self._tasks.launch(finish(), "what a client didn't wait for")
         return waiting
