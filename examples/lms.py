@@ -17,8 +17,9 @@ the verdict because the key isn't, or is no more, the one that the learner waits
 
     LMS_PASSWORD=... python examples/lms.py --gateway http://127.0.0.1:18040/xqueue --count 500
 
-The submissions are for the grader in ``examples/xserver.py``. At the end it prints what it counted as a line of JSON;
-its exit status is 0 when each learner has the score that they should have.
+The submissions are for the grader in ``examples/xserver.py``; with ``--unreadable`` there are some that no grader can
+read, whose learners have to be told so, with 0 points. At the end it prints what it counted as a line of JSON; its exit
+status is 0 when each learner has the score that they should have. ``--scores FILE`` gets a line of JSON a learner.
 """
 
 from __future__ import annotations
@@ -120,6 +121,22 @@ class LMS:
         correct = sum(learner.correct for learner in learners)
         return {**self.counts, "correct": correct, "right": right, "wrong": len(learners) - right, **shares}
 
+    def scores(self) -> str:
+        """A line of JSON for each learner; ``submitted`` and ``seconds`` are ``null`` as ``score`` is: none came."""
+        lines = []
+        for learner in self.learners.values():
+            expected, has_score = learner.sample.expected, learner.scored_key is not None
+            fields = {
+                "learner": learner.number,
+                "sort": learner.sample.sort,
+                "expected": {"outcome": expected.outcome, "score": expected.score},
+                "score": learner.score,
+                "submitted": learner.submitted if has_score else None,
+                "seconds": learner.seconds if has_score else None,
+            }
+            lines.append(json.dumps(fields) + "\n")
+        return "".join(lines)
+
 
 class Callback(Resource):
     """Where verdicts are posted."""
@@ -215,7 +232,7 @@ async def main(reactor: Any, lms: LMS, options: Namespace) -> None:
 
     counts = lms.counts
     progress = LoopingCall(lambda: say(f"{counts['submitted']} submitted, {counts['answered']} have their score"))
-    progress.start(2.0)
+    progress.start(options.report_every)
     workers = [Deferred.fromCoroutine(submit_one_by_one()) for _ in range(options.concurrency)]
     await gatherResults([lms.all_scored, *workers]).addTimeout(options.deadline, reactor, lambda *late: None)
     progress.stop()
@@ -237,12 +254,18 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=500, help="how many learners there are (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=10, help="how many submit at once (%(default)s)")
     parser.add_argument("--seed", type=int, default=6002, help="another one makes other submissions (%(default)s)")
+    parser.add_argument("--unreadable", action="store_true", help="let some submissions be ones that nobody can read")
     parser.add_argument("--deadline", type=float, default=300, help="seconds until it stops waiting (%(default)s)")
+    parser.add_argument("--report-every", type=float, default=2, metavar="SECONDS", help="(%(default)s)")
+    parser.add_argument("--scores", metavar="FILE", help="write each learner's score there at the end")
     chosen = parser.parse_args()
     file = chosen.password_file  # on the command line, everybody on the machine could read the password
     chosen.password = Path(file).read_text().partition("\n")[0] if file else os.environ.get("LMS_PASSWORD", "")
-    course = LMS(islice(generate(queue=chosen.queue, run="lms", seed=chosen.seed, unreadable=False), chosen.count))
+    samples = generate(queue=chosen.queue, run="lms", seed=chosen.seed, unreadable=chosen.unreadable)
+    course = LMS(islice(samples, chosen.count))
     with suppress(SystemExit):  # whatever ended it, Ctrl-C too: the status tells about the scores
         react(main, [course, chosen])
+    if chosen.scores:
+        Path(chosen.scores).write_text(course.scores())
     print(json.dumps(course.summary()), flush=True)
     sys.exit(1 if course.summary()["wrong"] else 0)

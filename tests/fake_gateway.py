@@ -18,11 +18,16 @@ USERNAME, PASSWORD = "lms", "pâss wörd&"
 
 @frozen(kw_only=True)
 class Submitted:
-    """A submission that was queued; ``files`` are those of its form."""
+    """A submission that was queued; ``text`` is its body as it came, and ``files`` are those of its form."""
 
     header: dict[str, Any]
-    body: dict[str, Any]
+    text: str
     files: dict[str, bytes] = field(factory=dict)
+
+    @property
+    def body(self) -> Any:
+        """The body, where it is JSON."""
+        return json.loads(self.text)
 
 
 class FakeGateway(Resource):
@@ -77,8 +82,8 @@ class FakeGateway(Resource):
             return b""
         if self.refusals:
             return self._say(1, self.refusals.pop(0))
-        header, body = (json.loads(form.pop(name)) for name in ("xqueue_header", "xqueue_body"))
-        self.submitted.append(Submitted(header=header, body=body, files=form))
+        header, body = (form.pop(name).decode() for name in ("xqueue_header", "xqueue_body"))
+        self.submitted.append(Submitted(header=json.loads(header), text=body, files=form))
         self.on_submitted(self.submitted[-1])
         return self._say(0, str(len(self.submitted)))
 

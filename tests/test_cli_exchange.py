@@ -12,14 +12,10 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from edxagent.cli.exchange import Exchange
-from edxagent.cli.submissions import Expectation, Sample, envelope
+from edxagent.cli.submissions import Sample, envelope
 from edxagent.errors import BrokerUnreachable, EdxagentError
 from edxagent.interfaces import IPublisher
-from edxagent.model import Message, Outcome, Properties
-
-GRADED = Expectation(outcome=Outcome.GRADED, score=1.0)
-UNTOLD = Expectation(outcome=Outcome.MALFORMED, told=False)
-TOLD = Expectation(outcome=Outcome.MALFORMED)
+from edxagent.model import Message, Properties
 
 
 @implementer(IPublisher)
@@ -43,9 +39,9 @@ class Publisher:
         return self.confirms[-1]
 
 
-def sample(name: str, expected: Expectation | None = GRADED) -> Sample:
+def sample(name: str) -> Sample:
     """A sample that can be sent."""
-    return Sample(submission=name, sort="sort", request=b"{}", expected=expected)
+    return Sample(submission=name, sort="sort", request=b"{}")
 
 
 class ExchangeTests(SynchronousTestCase):
@@ -58,7 +54,7 @@ class ExchangeTests(SynchronousTestCase):
 
     def exchange(self, **options: Any) -> Exchange:
         """An exchange with a place for two, unless told otherwise."""
-        defaults: dict[str, Any] = {"unanswered": 2, "timeout": 10.0, "dead_letters": True}
+        defaults: dict[str, Any] = {"unanswered": 2, "timeout": 10.0}
         return Exchange(
             clock=self.clock,
             wall_clock=lambda: 1234.5,
@@ -85,17 +81,12 @@ class ExchangeTests(SynchronousTestCase):
         body = envelope("header", f'{{"correct": true, "score": {score}, "msg": "ok"}}')
         exchange.result_arrived(body, Properties(message_id=name, headers={"x-outcome": outcome}))
 
-    def bury(self, exchange: Exchange, name: str, told: bool, outcome: str = "malformed") -> None:
-        """Have a dead letter arrive."""
-        headers = {"x-outcome": outcome, "x-told-learner": told}
-        exchange.dead_letter_arrived(Properties(message_id=name, headers=headers))
-
     def test_double_is_a_publisher(self) -> None:
         """The test's publisher provides the interface."""
         verifyObject(IPublisher, self.publisher)
 
     def test_graded(self) -> None:
-        """A verdict ends the wait; its score and time are recorded, and it was no surprise."""
+        """A verdict ends the wait; its score and time are recorded."""
         exchange = self.exchange()
         done = self.run_exchange(exchange, sample("a"))
         self.assertNoResult(done)
@@ -104,7 +95,6 @@ class ExchangeTests(SynchronousTestCase):
         self.successResultOf(done)
         (record,) = exchange.records
         self.assertEqual((record.outcome, record.score, record.seconds), ("graded", 1.0, 0.5))
-        self.assertIsNone(record.surprise)
         self.assertEqual(exchange.seconds, 0.5)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -127,66 +117,14 @@ class ExchangeTests(SynchronousTestCase):
         self.successResultOf(done)
         self.assertEqual(exchange.records[0].outcome, "graded")
 
-    def test_dead_letter_alone(self) -> None:
-        """A dead letter whose learner isn't told ends the wait."""
+    def test_failure(self) -> None:
+        """A failure verdict ends the wait as well, and is recorded as that."""
         exchange = self.exchange()
-        done = self.run_exchange(exchange, sample("a", UNTOLD))
-        self.bury(exchange, "a", told=False)
-        self.successResultOf(done)
-        self.assertEqual(exchange.records[0].outcome, "malformed")
-        self.assertIsNone(exchange.records[0].surprise)
-
-    def test_dead_letter_and_verdict(self) -> None:
-        """A failure that the learner is told ends with both its dead letter and its verdict, in any order."""
-        exchange = self.exchange()
-        done = self.run_exchange(exchange, sample("a", TOLD), sample("b", TOLD))
-        self.bury(exchange, "a", told=True)
-        self.answer(exchange, "b", "malformed", 0)
-        self.assertNoResult(done)
-        self.answer(exchange, "a", "malformed", 0)
-        self.bury(exchange, "b", told=True)
-        self.successResultOf(done)
-        self.assertEqual([record.surprise for record in exchange.records], [None, None])
-
-    def test_dead_letters_unwatched(self) -> None:
-        """Where dead letters aren't watched a failure's verdict is all that is waited for."""
-        exchange = self.exchange(dead_letters=False)
-        done = self.run_exchange(exchange, sample("a", None))
+        done = self.run_exchange(exchange, sample("a"))
         self.answer(exchange, "a", "malformed", 0)
         self.successResultOf(done)
-
-    def test_surprises(self) -> None:
-        """What differs from the expectation is said."""
-        exchange = self.exchange(unanswered=9)
-        done = self.run_exchange(
-            exchange, sample("lost"), sample("dead"), sample("score"), sample("told", UNTOLD), sample("untold", TOLD)
-        )
-        self.bury(exchange, "dead", told=False, outcome="unavailable")
-        self.answer(exchange, "score", score=0.5)
-        self.bury(exchange, "told", told=True)
-        self.answer(exchange, "told", "malformed", 0)
-        self.bury(exchange, "untold", told=False)
-        self.clock.advance(10)
-        self.successResultOf(done)
-        self.assertEqual(
-            {record.submission: record.surprise for record in exchange.records},
-            {
-                "lost": "expected graded, saw nothing",
-                "dead": "expected graded, saw unavailable",
-                "score": "expected score 1, saw 0.5",
-                "told": "malformed as expected, but a verdict came",
-                "untold": "malformed as expected, but no verdict came",
-            },
-        )
-
-    def test_no_dead_letter(self) -> None:
-        """A failure without its dead letter is a surprise."""
-        exchange = self.exchange()
-        done = self.run_exchange(exchange, sample("a", TOLD))
-        self.answer(exchange, "a", "malformed", 0)
-        self.clock.advance(10)
-        self.successResultOf(done)
-        self.assertEqual(exchange.records[0].surprise, "malformed as expected, but as a dead letter: nothing")
+        self.assertEqual((exchange.records[0].outcome, exchange.records[0].score), ("malformed", 0.0))
+        self.assertEqual(exchange.answered, 1)
 
     def test_silence(self) -> None:
         """A sample without an answer is given up after the timeout, and its place goes to the next."""
@@ -269,14 +207,3 @@ class ExchangeTests(SynchronousTestCase):
         self.failureResultOf(done, CancelledError)
         self.assertEqual((exchange.sent, len(exchange.records)), (3, 1))
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_example(self) -> None:
-        """The first graded result is kept to be shown."""
-        exchange = self.exchange()
-        done = self.run_exchange(exchange, sample("a", TOLD), sample("b"))
-        self.bury(exchange, "a", told=True)
-        self.answer(exchange, "a", "malformed", 0)
-        self.answer(exchange, "b")
-        self.successResultOf(done)
-        assert exchange.example is not None
-        self.assertEqual(exchange.example.submission, "b")

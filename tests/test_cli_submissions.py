@@ -47,14 +47,15 @@ class GenerateTests(SynchronousTestCase):
         self.assertGreater(different, 15)
 
     def test_reading_agrees_with_the_expectation(self) -> None:
-        """What is expected to be malformed can't be read; the learner can be told where that is expected."""
+        """What is expected to be malformed can't be read, but its learner can be told; all else can be read."""
         for sample in samples(200):
             assert sample.expected is not None
             try:
                 read(sample)
             except MalformedRequest as error:
                 self.assertEqual(sample.expected.outcome, Outcome.MALFORMED, sample)
-                self.assertEqual(sample.expected.told, error.header is not None, sample)
+                self.assertTrue(error.header, sample)
+                self.assertEqual(sample.expected.score, 0.0)
             else:
                 self.assertEqual(sample.expected.outcome, Outcome.GRADED, sample)
 

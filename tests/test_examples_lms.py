@@ -114,6 +114,33 @@ class LMSTests(TestCase):
         self.assertEqual(sent[0], sent[1])
         self.assertNotEqual(sent[0], sent[2])
 
+    async def test_unreadable(self) -> None:
+        """If wanted, there are bodies that nobody can read; 0 points for those, and the true ones, are right."""
+
+        def answer(sent: Submitted) -> None:
+            try:
+                self.answer(sent)
+            except xserver.NotARequest:
+                self.call_back(sent.header, {"correct": False, "score": 0, "msg": "unreadable"})
+
+        self.gateway.on_submitted = answer
+        summary = await self.summary(self.start_lms("--count", "40", "--unreadable"))
+        self.assertEqual(summary["right"], 40)
+        self.assertTrue({"", "print(1)"} < {sent.text for sent in self.gateway.submitted})
+
+    async def test_scores(self) -> None:
+        """A file gets a line of JSON a learner: what was expected, what came and when; nothing, where nothing came."""
+        scores = Path(self.mktemp()).absolute()
+        self.gateway.on_submitted = lambda sent: self.answer(sent) if len(self.gateway.submitted) == 1 else None
+        lms = self.start_lms("--count", "2", "--concurrency", "1", "--deadline", "5", "--scores", str(scores))
+        await self.summary(lms, status=1)
+        first, second = (json.loads(line) for line in scores.read_text().splitlines())
+        self.assertGreater(first.pop("seconds"), 0)
+        self.assertIsInstance(first.pop("submitted"), float)
+        expected = {"outcome": "graded", "score": 2.0}
+        self.assertEqual(first, {"learner": 1, "sort": "correct", "expected": expected, "score": 2.0})
+        self.assertEqual([second[name] for name in ("learner", "score", "submitted", "seconds")], [2, None, None, None])
+
     async def test_refused(self) -> None:
         """A learner who is refused reads why, and tries again with another key."""
         self.gateway.refusals = ["Queue '6002x-problems' not found"] * 3
@@ -189,4 +216,4 @@ class LMSTests(TestCase):
 def request_of(sent: Submitted) -> bytes:
     """What the example grader gets of a submission."""
     files = {name: f"https://gateway/{name}" for name in sent.files}
-    return json.dumps({"xqueue_body": json.dumps(sent.body), "xqueue_files": json.dumps(files)}).encode()
+    return json.dumps({"xqueue_body": sent.text, "xqueue_files": json.dumps(files)}).encode()

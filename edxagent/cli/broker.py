@@ -20,7 +20,7 @@ from edxagent.cli.exchange import Exchange
 from edxagent.config.values import BrokerAddress, BrokerConfig
 from edxagent.errors import BrokerError, BrokerRefused, BrokerUnreachable, PublishFailed, Unroutable
 from edxagent.interfaces import IPublisher
-from edxagent.model import Message, dead_queue_of
+from edxagent.model import Message
 
 CLOSE_WITHIN = 2.0
 PREFETCH = 200
@@ -50,7 +50,6 @@ async def open_exchange(
     queue: str,
     unanswered: int,
     timeout: float | None,
-    dead_letters: bool = False,
 ) -> Exchange:
     """An exchange whose verdicts come back to a private queue; for the parameters see :class:`Exchange`."""
     publishing = await session.open_channel()
@@ -66,7 +65,6 @@ async def open_exchange(
         reply_to=reply_to,
         unanswered=unanswered,
         timeout=timeout,
-        dead_letters=dead_letters,
     )
     session.when_ended().addCallback(exchange.fail)
     if replies is not None and reply_to is not None:
@@ -76,14 +74,6 @@ async def open_exchange(
             delivery.ack()
 
         await replies.consume(reply_to, result_arrived, exchange.fail, prefetch=PREFETCH)
-    if dead_letters:
-
-        def dead_letter_arrived(delivery: Delivery) -> None:
-            exchange.dead_letter_arrived(delivery.properties)
-
-        # Never acked: they go back when the connection does, for whoever wants to look at them.
-        dead = await session.open_channel()
-        await dead.consume(dead_queue_of(queue), dead_letter_arrived, exchange.fail, prefetch=0)
     return exchange
 
 

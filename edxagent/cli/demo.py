@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import re
 import sys
-import time
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import click
-from attrs import frozen
+from attrs import define
 from rich.console import Console
 from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-import edxagent
 from edxagent.amqp.session import Session
-from edxagent.cli.broker import connected, open_exchange
+from edxagent.cli.audit import TABLE, Learner, Row, count_rows, duration_of, read_learners, read_rows, records
+from edxagent.cli.broker import connected
 from edxagent.cli.children import Child, Children
-from edxagent.cli.exchange import Exchange
+from edxagent.cli.circle import QUEUE, Checkout, Circle
 from edxagent.cli.progress import progress
-from edxagent.cli.report import Statistics, as_table, statistics
+from edxagent.cli.report import as_table, statistics
 from edxagent.cli.running import Status, run
-from edxagent.cli.submissions import generate
 from edxagent.config.broker_url import broker_address
 from edxagent.config.values import BrokerConfig, TLSConfig
-from edxagent.errors import ChannelClosed, EdxagentError
-from edxagent.model import dead_queue_of
-from edxagent.privatenode import PrivateNode
-from edxagent.wire.result import Result
+from edxagent.errors import EdxagentError
+from edxagent.model import Outcome, dead_queue_of
+from edxagent.privatenode import PrivateNode, free_ports
 
-QUEUE = "6002x-problems"
-READY_SECONDS = 30.0
+SETTLE_SECONDS = 15.0
 POLL_SECONDS = 0.1
-ANSWER_SECONDS = 20.0
-SEED = 6002
+
+_PROGRESS = re.compile(r"lms: (\d+) submitted, (\d+) have their score")
 
 
 @click.command()
@@ -52,149 +45,164 @@ SEED = 6002
 )
 @click.option("--keep", is_flag=True, help="Stay up until Ctrl-C, and say how to talk to it.")
 def demo(count: int, concurrency: int, keep: bool) -> None:
-    """Watch submissions being graded through a RabbitMQ that is there for the demo only.
+    """Watch learners' submissions go from an LMS to a grader, and their scores come back.
 
-    Starts a private RabbitMQ, the grader in examples/xserver.py and the agent, as processes of their own; sends
-    submissions of every sort, also ones that nobody can read; and checks what became of each. Afterwards nothing is
-    left of it. It runs from a checkout, with Debian's package rabbitmq-server installed.
+    Starts a private RabbitMQ, the LMS side, the agent, the grader in examples/xserver.py and the LMS in
+    examples/lms.py, as processes of their own. Learners submit, some of them what nobody can read; what became of each
+    is checked, in the LMS and in a database. Afterwards nothing is left of it. It runs from a checkout, with Debian's
+    package rabbitmq-server installed.
 
-    Exit status: 0 each submission ended as it must; 1 one didn't, or something couldn't be started; 2 wrong usage; 130
-    after Ctrl-C.
+    Exit status: 0 each learner has the right score; 1 one hasn't, or something couldn't be started, or died; 2 wrong
+    usage; 3 the private RabbitMQ was lost; 130 after Ctrl-C.
     """
-    run(lambda reactor: _Demo(reactor, _checkout(), count, concurrency, keep).run())
+    run(lambda reactor: _Demo(reactor, Checkout.find(), count, concurrency, keep).run())
 
 
-@frozen
-class _Checkout:
-    grader: Path
-    config: Path
-    root: Path
-    twistd: str
+@define
+class _Counts:
+    """How far the LMS is, by its own words."""
 
+    sent: int = 0
+    answered: int = 0
 
-def _checkout() -> _Checkout:
-    root = Path(edxagent.__file__).resolve().parent.parent
-    grader, config = root / "examples" / "xserver.py", root / "etc" / "agent.ini"
-    for file in (grader, config):
-        if not file.exists():
-            raise EdxagentError(f"the demo runs from a checkout of the project only: there is no {file}")
-    beside = Path(sys.executable).with_name("twistd")
-    twistd = str(beside) if beside.exists() else shutil.which("twistd")
-    if twistd is None:
-        raise EdxagentError(f"there is no twistd beside {sys.executable} or in PATH; install Twisted there")
-    return _Checkout(grader, config, root, twistd)
+    def read(self, line: str) -> None:
+        """Take in a line of the LMS's output."""
+        if match := _PROGRESS.fullmatch(line):
+            self.sent, self.answered = int(match[1]), int(match[2])
 
 
 class _Demo:
     """One demo, from the broker's start to its end."""
 
-    def __init__(self, reactor: Any, checkout: _Checkout, count: int, concurrency: int, keep: bool) -> None:
+    def __init__(self, reactor: Any, checkout: Checkout, count: int, concurrency: int, keep: bool) -> None:
         self._reactor = reactor
+        self._checkout = checkout
         self._count = count
         self._concurrency = concurrency
         self._keep = keep
-        self._checkout = checkout
         self._node = PrivateNode(reactor)
 
     async def run(self) -> int:
-        """Start everything, send, report; leave nothing."""
+        """Start everything, let the LMS submit, check, report; leave nothing."""
         children = None
         try:
             _say("starting a private RabbitMQ; this takes some ten seconds …")
             await self._node.start()
-            # Their logs are in the node's folder: its keeper removes that even if we are killed.
+            # Logs and databases are in the node's folder: its keeper removes that even if we are killed.
             children = Children(self._reactor, self._node.folder)
-            return await children.guard(self._run(children))
+            config = BrokerConfig(addresses=(broker_address(self._node.url, tls=TLSConfig()),))
+            async with connected(self._reactor, config, "edxagent demo") as session:
+                session.when_ended().addCallback(children.fail)
+                return await children.guard(self._run(children, session))
         finally:
             if children is not None:
                 await children.stop()
             await self._node.stop()
 
-    async def _run(self, children: Children) -> int:
-        config = BrokerConfig(addresses=(broker_address(self._node.url, tls=TLSConfig()),))
-        async with connected(self._reactor, config, "edxagent demo") as session:
-            agent = await self._start_programs(children, session)
-            exchange = await open_exchange(
-                session,
-                reactor=self._reactor,
-                wall_clock=time.time,
-                config=config,
-                queue=QUEUE,
-                unanswered=2 * self._concurrency,
-                timeout=ANSWER_SECONDS,
-                dead_letters=True,
-            )
-            await self._send(exchange)
-        figures = statistics(exchange.records, seconds=exchange.seconds, repeated=exchange.repeated)
-        status = self._report(figures, exchange.example)
+    async def _run(self, children: Children, session: Session) -> int:
+        circle = Circle(
+            self._reactor,
+            children,
+            self._checkout,
+            broker=self._node.url,
+            ports=free_ports(3),
+            folder=self._node.folder,
+            concurrency=self._concurrency,
+        )
+        _say("starting the grader, the agent and the LMS side …")
+        await circle.start(session)
+        _say("starting an LMS, where learners submit …")
+        lms = circle.start_lms(self._count)
+        summary = await self._summary_of(lms)
+        learners = read_learners(circle.lms_scores())
+        await self._until_all_are_in(circle.database)
+        wrong = await self._wrong_queues(sum(learner.outcome != Outcome.GRADED for learner in learners))
+        rows = read_rows(circle.database)
+        status = self._report(learners, rows, summary, wrong)
         if self._keep:
-            await self._stay(agent)
+            await self._stay(circle, rows)
         return status
 
-    async def _start_programs(self, children: Children, session: Session) -> Child:
-        _say("starting the grader and the agent …")
-        here = self._checkout
-        environment = {**os.environ, "PYTHONPATH": _with_path(os.environ, here.root)}
-        grader = children.start(
-            "grader", [sys.executable, str(here.grader), "--listen", "tcp:0:interface=127.0.0.1"], environment
-        )
-        url = await grader.says("listening on ")
-        settings = {
-            "EDXAGENT_BROKER_URL": self._node.url,
-            "EDXAGENT_GRADER_URL": url,
-            "EDXAGENT_CONCURRENCY": str(self._concurrency),
-        }
-        command = [here.twistd, "--nodaemon", "--pidfile=", "edxagent", "--config", str(here.config)]
-        agent = children.start("agent", command, environment | settings)
-        await self._until_served(session)
-        return agent
-
-    async def _until_served(self, session: Session) -> None:
-        """Wait until the agent takes from its queue."""
-        deadline = self._reactor.seconds() + READY_SECONDS
-        channel = await session.open_channel()
-        while self._reactor.seconds() < deadline:
-            try:
-                if (await channel.declare_queue(QUEUE, passive=True)).consumers:
-                    await channel.close()
-                    return
-            except ChannelClosed:  # it isn't there yet
-                channel = await session.open_channel()
-            await deferLater(self._reactor, POLL_SECONDS)
-        raise EdxagentError(f"the agent took nothing from {QUEUE} within {READY_SECONDS:.0f} s of its start")
-
-    async def _send(self, exchange: Exchange) -> None:
-        samples = generate(queue=QUEUE, run=f"demo-{token_hex(4)}", seed=SEED, unreadable=True)
+    async def _summary_of(self, lms: Child) -> dict[str, Any]:
+        """Watch the LMS to its end; what it counted."""
+        counts, said = _Counts(), lms.says('{"submitted": ')
+        lms.on_line(counts.read)
         try:
-            with progress(self._reactor, exchange, self._count):
-                await exchange.run(islice(samples, self._count))
+            with progress(self._reactor, counts, self._count, "have their score"):
+                await lms.ended()
         except CancelledError:
-            _say(f"stopped; {exchange.sent} were sent and {len(exchange.records)} answered until then")
+            _say(f"stopped; {counts.sent} were submitted and {counts.answered} had their score until then")
             raise
+        if not said.called:
+            raise EdxagentError(f"the LMS failed; its last words were:\n{lms.last_words()}")
+        summary: dict[str, Any] = json.loads('{"submitted": ' + await said)
+        return summary
 
-    def _report(self, figures: Statistics, example: Result | None) -> int:
+    async def _until_all_are_in(self, database: Path) -> None:
+        """Wait, not for ever, until the database has every score; it may get them a little later than the LMS."""
+        deadline = self._reactor.seconds() + SETTLE_SECONDS
+        while count_rows(database) < self._count and self._reactor.seconds() < deadline:
+            await deferLater(self._reactor, POLL_SECONDS)
+
+    async def _wrong_queues(self, failures: int) -> list[str]:
+        """Wait, not for ever, until there is nothing in any queue but the dead letters of so many failures.
+
+        :returns: a line for each queue that holds something else.
+        """
+        expected = {dead_queue_of(QUEUE): failures}
+        deadline = self._reactor.seconds() + SETTLE_SECONDS
+        while True:
+            # Only RabbitMQ's own tool counts what is under way, too.
+            listed = json.loads(await self._node.rabbitmqctl("list_queues", "--formatter=json", "name", "messages"))
+            wrong = {
+                queue["name"]: queue["messages"]
+                for queue in listed
+                if queue["messages"] != expected.get(queue["name"], 0)
+            }
+            if not wrong or self._reactor.seconds() > deadline:
+                return [f"{name} holds {count} messages, not {expected.get(name, 0)}" for name, count in wrong.items()]
+            await deferLater(self._reactor, POLL_SECONDS)
+
+    def _report(
+        self, learners: Sequence[Learner], rows: Sequence[Row], summary: dict[str, Any], wrong_queues: Sequence[str]
+    ) -> int:
+        figures = statistics(
+            records(learners, rows),
+            seconds=duration_of(learners),
+            repeated=summary["duplicates"] + summary["stale"],
+        )
         console = Console(file=sys.stdout, highlight=False)
-        if example is not None:
-            console.print(Text("One verdict in full", style="bold"))
+        if example := next((row for row in rows if row["outcome"] == Outcome.GRADED), None):
+            console.print(Text("One score in full, as it is in the database", style="bold"))
             console.print(Text(_in_full(example)), soft_wrap=True)
             console.print()
         console.print(as_table(figures, f"{figures.sent} submissions to {QUEUE}"))
-        if figures.nothing or figures.surprised or figures.repeated:
+        for problem in wrong_queues:
+            _say(problem)
+        if figures.nothing or figures.surprised or wrong_queues or summary["wrong"] or summary["invalid"]:
             _say("not every submission ended as it must")
             return Status.FAILED
-        console.print("Every submission ended as it must.")
+        console.print(
+            f"Every submission ended as it must: {len(rows)} learners have their score, in the LMS and in the database."
+        )
         return Status.DONE
 
-    async def _stay(self, agent: Child) -> None:
+    async def _stay(self, circle: Circle, rows: Sequence[Row]) -> None:
         print(
             f"""
 It is still running; Ctrl-C ends it.
 
-  broker            {self._node.url}
-  queue             {QUEUE}
-  dead letters      {dead_queue_of(QUEUE)}
-  the agent's log   {agent.log}
+  gateway        {circle.gateway}
+  scores         {circle.database}, table {TABLE}
+  broker         {self._node.url}
+  queue          {QUEUE}
+  dead letters   {dead_queue_of(QUEUE)}
+  logs           {self._node.folder}/*.log
 
+What became of a submission; more learners in the LMS; submissions that don't come from there:
+
+  {_own_name()} trace --ledger sqlite:///{circle.ledger} {rows[-1]["submission"] if rows else "ID"}
+  {circle.lms_command(100)}
   EDXAGENT_BROKER_URL={self._node.url} {_own_name()} send --queue {QUEUE} --count 100""",
             flush=True,
         )
@@ -204,14 +212,8 @@ It is still running; Ctrl-C ends it.
             _say("ending it …")
 
 
-def _in_full(result: Result) -> str:
-    headers = "".join(f"  {name}: {value}\n" for name, value in sorted(result.headers.items()))
-    return f"  submission: {result.submission}\n{headers}  {json.dumps(result.verdict, ensure_ascii=False)}"
-
-
-def _with_path(environment: Mapping[str, str], root: Path) -> str:
-    """``PYTHONPATH`` with the checkout, so that ``twistd`` finds the plugin where nothing is installed."""
-    return os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))
+def _in_full(row: Row) -> str:
+    return "\n".join(f"  {name}: {value}" for name, value in row.items())
 
 
 def _own_name() -> str:

@@ -14,60 +14,30 @@ from edxagent.cli.report import Record
 from edxagent.cli.submissions import Sample
 from edxagent.errors import EdxagentError
 from edxagent.interfaces import IPublisher
-from edxagent.model import Outcome, Properties
+from edxagent.model import Properties
 from edxagent.tasks import Tasks
 from edxagent.wire.result import Result, decode_result
 
 
 @define
 class _Sighting:
-    """What was seen of a sample up to now. ``ended`` fires when nothing more is to come."""
+    """What was seen of a sample up to now. ``answered`` fires when its verdict is here."""
 
     sample: Sample
     sent_at: float
-    ended: Deferred[None] = field(factory=Deferred)
+    answered: Deferred[None] = field(factory=Deferred)
     result: Result | None = None
     seconds: float | None = None
-    dead_as: str | None = None
-    told: bool = True
 
-    def is_over(self, dead_letters: bool) -> bool:
-        """The agent first dead-letters what failed, then tells the learner if it should: is that all here?"""
-        if self.dead_as is not None and not self.told:
-            return True
-        if self.result is None:
-            return False
-        return self.result.outcome == Outcome.GRADED or not dead_letters or self.dead_as is not None
-
-    def record(self, dead_letters: bool) -> Record:
+    def record(self) -> Record:
         """What will be reported."""
         return Record(
             submission=self.sample.submission,
             sort=self.sample.sort,
-            outcome=self.outcome,
+            outcome=None if self.result is None else self.result.outcome,
             score=None if self.result is None else float(self.result.verdict["score"]),
             seconds=self.seconds,
-            surprise=self._surprise(dead_letters),
         )
-
-    @property
-    def outcome(self) -> str | None:
-        """The outcome word, if any was seen."""
-        return self.result.outcome if self.result is not None else self.dead_as
-
-    def _surprise(self, dead_letters: bool) -> str | None:
-        expected = self.sample.expected
-        if expected is None:
-            return None
-        if self.outcome != expected.outcome:
-            return f"expected {expected.outcome}, saw {self.outcome or 'nothing'}"
-        if (self.result is not None) != expected.told:
-            return f"{expected.outcome} as expected, but {'no' if expected.told else 'a'} verdict came"
-        if dead_letters and self.dead_as != (None if expected.outcome == Outcome.GRADED else expected.outcome):
-            return f"{expected.outcome} as expected, but as a dead letter: {self.dead_as or 'nothing'}"
-        if expected.score is not None and self.result and self.result.verdict["score"] != expected.score:
-            return f"expected score {expected.score:g}, saw {self.result.verdict['score']:g}"
-        return None
 
 
 class Exchange:
@@ -78,11 +48,9 @@ class Exchange:
         :meth:`result_arrived`.
     :param unanswered: how many samples may be without an answer at once.
     :param timeout: how long to wait for an answer after the broker has a sample, in seconds; ``None`` = not at all.
-    :param dead_letters: whether dead letters are watched too, by :meth:`dead_letter_arrived`.
     :ivar sent: samples that the broker has.
     :ivar records: of those whose wait is over.
     :ivar repeated: answers beyond the first.
-    :ivar example: the first graded result.
     """
 
     def __init__(
@@ -95,25 +63,27 @@ class Exchange:
         reply_to: str | None,
         unanswered: int,
         timeout: float | None,
-        dead_letters: bool = False,
     ) -> None:
         self.sent = 0
         self.records: list[Record] = []
         self.repeated = 0
-        self.example: Result | None = None
         self._clock = clock
         self._wall_clock = wall_clock
         self._publisher = publisher
         self._queue = queue
         self._reply_to = reply_to
         self._timeout = timeout
-        self._dead_letters = dead_letters
         self._places = DeferredSemaphore(unanswered)
         self._sightings: dict[str, _Sighting] = {}
         self._tasks = Tasks()
         self._work: Deferred[None] | None = None
         self._failure: EdxagentError | None = None
         self._began = self._ended = clock.seconds()
+
+    @property
+    def answered(self) -> int:
+        """Samples whose wait is over."""
+        return len(self.records)
 
     @property
     def seconds(self) -> float:
@@ -158,28 +128,12 @@ class Exchange:
             return
         sighting.result = result
         sighting.seconds = self._clock.seconds() - sighting.sent_at
-        if self.example is None and result.outcome == Outcome.GRADED:
-            self.example = result
-        self._answered(sighting)
-
-    def dead_letter_arrived(self, properties: Properties) -> None:
-        """Take in a message from the dead-letter queue."""
-        sighting = self._sightings.get(properties.message_id or "")
-        if sighting is None or sighting.dead_as is not None:
-            self.repeated += 1
-            return
-        sighting.dead_as = str(properties.headers.get("x-outcome"))
-        sighting.told = bool(properties.headers.get("x-told-learner"))
-        self._answered(sighting)
+        self._ended = self._clock.seconds()
+        sighting.answered.callback(None)
 
     def _give_up(self) -> None:
         if self._work is not None:
             self._work.cancel()
-
-    def _answered(self, sighting: _Sighting) -> None:
-        self._ended = self._clock.seconds()
-        if sighting.is_over(self._dead_letters) and not sighting.ended.called:
-            sighting.ended.callback(None)
 
     async def _send_all(self, samples: Iterable[Sample], rate: float | None) -> None:
         for number, sample in enumerate(samples):
@@ -198,7 +152,7 @@ class Exchange:
             self.sent += 1
             self._ended = self._clock.seconds()
             if self._timeout is not None:
-                await sighting.ended.addTimeout(self._timeout, self._clock)
+                await sighting.answered.addTimeout(self._timeout, self._clock)
         except WaitedLongEnough:
             pass
         except EdxagentError as error:
@@ -207,4 +161,4 @@ class Exchange:
         finally:
             del self._sightings[sample.submission]
             self._places.release()
-        self.records.append(sighting.record(self._dead_letters))
+        self.records.append(sighting.record())

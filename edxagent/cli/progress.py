@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from twisted.internet.task import LoopingCall
 
-from edxagent.cli.exchange import Exchange
-
 BAR_SECONDS = 0.1
 LINE_SECONDS = 5.0
 
 
+class ICounts(Protocol):
+    """What is counted."""
+
+    @property
+    def sent(self) -> int:
+        """Submissions that were sent."""
+
+    @property
+    def answered(self) -> int:
+        """Those that are done with."""
+
+
 @contextmanager
-def progress(reactor: Any, exchange: Exchange, total: int, verb: str = "answered") -> Iterator[None]:
-    """Show how far ``exchange`` is, for as long as the block lasts.
+def progress(reactor: Any, counts: ICounts, total: int, verb: str = "answered") -> Iterator[None]:
+    """Show how far it is, for as long as the block lasts.
 
     :param verb: what a submission is when it is done with.
     """
@@ -26,10 +36,10 @@ def progress(reactor: Any, exchange: Exchange, total: int, verb: str = "answered
     if console.is_terminal:
         with _bar(console) as bar:
             task = bar.add_task(verb, total=total, sent=0)
-            with _every(reactor, BAR_SECONDS, lambda: _move(bar, task, exchange)):
+            with _every(reactor, BAR_SECONDS, lambda: _move(bar, task, counts)):
                 yield
     else:
-        with _every(reactor, LINE_SECONDS, lambda: _print(console, exchange, total, verb)):
+        with _every(reactor, LINE_SECONDS, lambda: _print(console, counts, total, verb)):
             yield
 
 
@@ -46,14 +56,14 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _move(bar: Progress, task: Any, exchange: Exchange) -> None:
-    bar.update(task, completed=len(exchange.records), sent=exchange.sent)
+def _move(bar: Progress, task: Any, counts: ICounts) -> None:
+    bar.update(task, completed=counts.answered, sent=counts.sent)
     bar.refresh()
 
 
-def _print(console: Console, exchange: Exchange, total: int, verb: str) -> None:
-    if exchange.sent:
-        console.print(f"{exchange.sent} of {total} sent, {len(exchange.records)} {verb}", highlight=False)
+def _print(console: Console, counts: ICounts, total: int, verb: str) -> None:
+    if counts.sent:
+        console.print(f"{counts.sent} of {total} sent, {counts.answered} {verb}", highlight=False)
 
 
 @contextmanager

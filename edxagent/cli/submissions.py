@@ -1,7 +1,7 @@
 """Sample submissions, the same ones for the same seed, each with the outcome that it must have.
 
-They are what the LMS would queue for a course like 6.002x, made for the grader in ``examples/xserver.py``; and, for the
-demo, a share that no one can read, broken in as many ways.
+They are what the LMS would queue for a course like 6.002x, made for the grader in ``examples/xserver.py``; and, where
+that is wanted, a share whose body no one can read, broken in as many ways.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from edxagent.model import REQUEST_TYPE, Message, Outcome
+from edxagent.model import Message, Outcome
 from edxagent.wire.request import encode_request
 
 MEBIBYTE = 1024 * 1024
@@ -21,15 +21,10 @@ MEBIBYTE = 1024 * 1024
 
 @frozen(kw_only=True)
 class Expectation:
-    """What must become of a sample.
-
-    :ivar score: of a graded one.
-    :ivar told: whether a verdict arrives; a request without a readable header has nobody to tell.
-    """
+    """What must become of a sample."""
 
     outcome: Outcome
-    score: float | None = None
-    told: bool = True
+    score: float
 
 
 @frozen(kw_only=True)
@@ -44,7 +39,6 @@ class Sample:
     submission: str
     sort: str
     request: bytes = field(repr=False)
-    type: str = REQUEST_TYPE
     expected: Expectation | None = None
 
     def message(self, *, queue: str, reply_to: str | None, timestamp: int) -> Message:
@@ -52,7 +46,7 @@ class Sample:
         message = encode_request(
             queue=queue, submission=self.submission, header="", body="", timestamp=timestamp, reply_to=reply_to
         )
-        return evolve(message, body=self.request, properties=evolve(message.properties, type=self.type))
+        return evolve(message, body=self.request)
 
 
 def generate(*, queue: str, run: str, seed: int, unreadable: bool) -> Iterator[Sample]:
@@ -78,10 +72,9 @@ def _sorts(rng: random.Random, weights: Mapping[str, int]) -> Iterator[str]:
 def _sample(rng: random.Random, sort: str, queue: str, submission: str) -> Sample:
     header = lms_header(queue, submission, key=f"{rng.getrandbits(128):032x}")
     if sort in _UNREADABLE:
-        told, spoil = _UNREADABLE[sort]
-        request, type_ = spoil(header, _body(rng, _right_number(rng)))
-        expected = Expectation(outcome=Outcome.MALFORMED, told=told)
-        return Sample(submission=submission, sort=sort, request=request, type=type_, expected=expected)
+        request = envelope(header, _UNREADABLE[sort](_body(rng, _right_number(rng))))
+        expected = Expectation(outcome=Outcome.MALFORMED, score=0.0)
+        return Sample(submission=submission, sort=sort, request=request, expected=expected)
     answer = _READABLE[sort][1](rng)
     files = {name: f"https://lms.example.org/files/{submission}/{name}" for name in answer.files}
     request = envelope(header, _body(rng, answer), json.dumps(files))
@@ -181,30 +174,16 @@ _READABLE: Mapping[str, tuple[int, Callable[[random.Random], _Answer]]] = {
 }
 
 
-# -- submissions that can't be read: sort → whether the learner is told, and how to spoil a header and a body ---------
+# -- submissions that can't be read: sort → how to spoil a body ------------------------------------------------------
 
-_Spoil = Callable[[str, str], tuple[bytes, str]]
-
-
-def _raw(request: bytes) -> _Spoil:
-    return lambda header, body: (request, REQUEST_TYPE)
-
-
-def _with_body(body: str) -> _Spoil:
-    return lambda header, _: (envelope(header, body), REQUEST_TYPE)
-
-
-_UNREADABLE: Mapping[str, tuple[bool, _Spoil]] = {
-    "not JSON": (False, _raw(b"xqueue_header=%7B%7D&xqueue_body=%7B%7D")),
-    "not an object": (False, _raw(b"[1, 2, 3]")),
-    "not UTF-8": (False, _raw(b'{"xqueue_header": "caf\xe9", "xqueue_body": "{}"}')),
-    "nested 10,000 deep": (False, _raw(b"[" * 10_000 + b"]" * 10_000)),
-    "cut off": (False, lambda header, body: (envelope(header, body)[:-20], REQUEST_TYPE)),
-    "an empty header": (False, lambda header, body: (envelope("", body), REQUEST_TYPE)),
-    "no body": (True, lambda header, body: (json.dumps({"xqueue_header": header}).encode(), REQUEST_TYPE)),
-    "a body that isn't JSON": (True, _with_body("print(1)")),
-    "NaN": (True, _with_body('{"student_response": NaN, "grader_payload": "{}"}')),
-    "a number as payload": (True, _with_body('{"student_response": "6", "grader_payload": 6}')),
-    "no response": (True, _with_body('{"grader_payload": "{}", "student_info": "{}"}')),
-    "another type": (True, lambda header, body: (envelope(header, body), "grading.something")),
+_UNREADABLE: Mapping[str, Callable[[str], str]] = {
+    "not JSON": lambda body: "print(1)",
+    "not an object": lambda body: "[1, 2, 3]",
+    "nested 10,000 deep": lambda body: "[" * 10_000 + "]" * 10_000,
+    "cut off": lambda body: body[:-20],
+    "empty": lambda body: "",
+    "NaN": lambda body: '{"student_response": NaN, "grader_payload": "{}"}',
+    "a number as payload": lambda body: '{"student_response": "6", "grader_payload": 6}',
+    "a list as response": lambda body: '{"student_response": ["6"], "grader_payload": "{}"}',
+    "no response": lambda body: '{"grader_payload": "{}", "student_info": "{}"}',
 }
