@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -94,6 +94,17 @@ class Client(Protocol):
         from twisted.internet import reactor
 
         endpoint = TCP4ClientEndpoint(reactor, HOST, port, bindAddress=(source, 0))  # type: ignore[arg-type]
+        return await cls._connected(case, endpoint)
+
+    @classmethod
+    async def connect_by_file(cls, case: TestCase, path: str) -> Client:
+        """As :meth:`connect`, over a socket in the file system."""
+        from twisted.internet import reactor
+
+        return await cls._connected(case, UNIXClientEndpoint(reactor, path))
+
+    @classmethod
+    async def _connected(cls, case: TestCase, endpoint: Any) -> Client:
         client: Client = await connectProtocol(endpoint, cls())
         case.addCleanup(client.close)
         return client

@@ -15,6 +15,7 @@ from edxagent.lms.gateway.accounts import (
     MINUTE,
     MOST_ADDRESSES,
     MOST_WAITING_OF_ONE,
+    REMEMBERED,
     Accounts,
     Failures,
     TooManyLogins,
@@ -197,6 +198,33 @@ class AccountsTests(SynchronousTestCase):
         checks = [self.check() for _ in range(100)]
         self.assertEqual(self.threads.finish(), 1)
         self.assertEqual(self.outcomes(checks), [True] * 100)
+
+    def test_an_lms_that_logs_in_each_time(self) -> None:
+        """An LMS logs in for every submission: a login that was right lately is right without being checked."""
+        self.assertEqual(self.outcomes([self.check()]), [])
+        self.threads.finish()
+        self.assertIs(self.successResultOf(self.check()), True)
+        self.clock.advance(REMEMBERED - 1)
+        self.assertIs(self.successResultOf(self.check(address=THERE)), True)
+        self.clock.advance(1)
+        self.assertNoResult(self.check())
+        self.assertEqual(self.threads.finish(), 1)
+
+    def test_others_failures(self) -> None:
+        """Who fails at the LMS's own address, as behind one proxy, doesn't keep the LMS out."""
+        self.check()
+        self.threads.finish()
+        for number in range(4):
+            self.outcomes([self.check(password=str(number))])
+            self.threads.finish()
+        self.assertEqual(self.outcomes([self.check(password="x")]), ["busy"])
+        self.assertIs(self.successResultOf(self.check()), True)
+
+    def test_failures_are_not_remembered(self) -> None:
+        """A wrong password is looked at anew, so that it counts."""
+        for _ in range(2):
+            self.check(password="wrong")
+            self.assertEqual(self.threads.finish(), 1)
 
     def test_many_passwords_of_one_address(self) -> None:
         """An address can't fill the queue for the others."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.trial.unittest import SynchronousTestCase
+
 from edxagent.errors import Unroutable
 from edxagent.lms.contracts import Reply
-from tests.gateway_support import BODY, PASSWORD, USER, GatewayTestCase, header
+from edxagent.lms.gateway.site import is_loopback
+from tests.gateway_support import BODY, PASSWORD, USER, Client, GatewayTestCase, header
 
 FORM = "Content-Type: application/x-www-form-urlencoded"
 
@@ -238,6 +241,17 @@ class FilesTests(GatewayTestCase):
         self.assertEqual((await self.submit(cookie)).reply, (0, "1"))
 
 
+class LoopbackTests(SynchronousTestCase):
+    """Who may be told credentials over plain HTTP."""
+
+    def test_this_machine(self) -> None:
+        """Addresses of this machine are, and nothing else is."""
+        for address in ("127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"):
+            self.assertTrue(is_loopback(address), address)
+        for address in ("192.0.2.1", "10.0.0.1", "::ffff:192.0.2.1", "0.0.0.0", "localhost", "a local socket", ""):
+            self.assertFalse(is_loopback(address), address)
+
+
 class FakeAgentConfig:
     """Knows one key."""
 
@@ -258,6 +272,16 @@ class AgentConfigTests(GatewayTestCase):
         self.assertEqual(response.headers["content-type"], ["application/json"])
         self.assertEqual((await self.ask("GET", "/agent/config")).status, 401)
         self.assertEqual((await self.ask("POST", "/agent/config")).status, 405)
+
+    async def test_over_plain_http(self) -> None:
+        """Over a plain connection that isn't known to be this machine's nothing is told, unless a proxy has the TLS."""
+        config: Any = FakeAgentConfig()
+        for trusted, status in ((False, 403), (True, 200)):
+            path = self.mktemp()
+            await self.start(agent_config=config, listen=f"unix:{path}", behind_tls_proxy=trusted)
+            client = await Client.connect_by_file(self, path)
+            response = await self.ask("GET", "/agent/config", b"", ["Authorization: Bearer k"], client=client)
+            self.assertEqual(response.status, status)
 
     async def test_none(self) -> None:
         """Where there is nothing to be told, there is no such page."""

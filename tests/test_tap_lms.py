@@ -185,7 +185,7 @@ class ShippedFileTests(LMSTestCase):
     async def test_nobody_can_log_in(self) -> None:
         """Without a password's hash it says so, and lets nobody in."""
         lms = await self.start()
-        self.assertIn("[users] lms: nobody can log in like that", lms.log)
+        self.assertIn("[users] lms: nobody can log in as lms", lms.log)
         response = await self.ask(lms, "/xqueue/login/", {"username": "lms", "password": ""})
         self.assertEqual(response.reply[0], 1)
         self.assertEqual(await lms.stop(), -signal.SIGTERM)

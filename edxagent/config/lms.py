@@ -107,7 +107,10 @@ def _read_users(section: Section) -> dict[str, str]:
             if text := section.text(name):
                 users[name] = password_hash(text)
             else:
-                _log.warn("[users] {user}: nobody can log in like that, as there is no password's hash", user=name)
+                _log.warn(
+                    "[users] {user}: nobody can log in as {user} without a hash, which 'edxagent password' makes",
+                    user=name,
+                )
         except ValueError as error:
             section.complain(name, str(error))
     return users

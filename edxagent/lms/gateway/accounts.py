@@ -1,4 +1,7 @@
-"""Who may log in: passwords checked in threads, a bounded number at once, and not often wrong from one address."""
+"""Who may log in: passwords checked in threads, a bounded number at once, and not often wrong from one address.
+
+An LMS logs in for each submission, so one that was right lately isn't computed again.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,9 @@ CHECKS_AT_ONCE = 2
 MOST_WAITING = 256
 MOST_WAITING_OF_ONE = 8
 """Checks that wait for their turn: of all addresses together, and of one, so that nobody keeps the others out."""
+
+REMEMBERED = 600.0
+"""Seconds for which a login that was right needs no other check."""
 
 LONGEST_PASSWORD = 1024
 BUSY_PAUSE = 1.0
@@ -93,6 +99,8 @@ class Accounts:
         self._secret = os.urandom(32)
         self._checks: dict[tuple[str, bytes], _Check] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
+        self._clock = clock
+        self._right_until: dict[bytes, float] = {}
         self._running = 0
 
     def known(self, name: str) -> PasswordHash | None:
@@ -104,16 +112,20 @@ class Accounts:
 
         :raises TooManyLogins: that address, or all of them together, try too often.
         """
+        login = hmac.digest(self._secret, f"{name}\0{password}".encode(errors="replace"), hashlib.sha256)
+        if self._right_until.get(login, 0.0) > self._clock.seconds():
+            return True
         self._failures.check(address)
-        right = await self._checked(name, password[:LONGEST_PASSWORD], address)
+        right = await self._checked(login, name, password[:LONGEST_PASSWORD], address)
         right = right and name in self._users and len(password) <= LONGEST_PASSWORD
-        if not right:
+        if right:  # there are no more of these than users
+            self._right_until[login] = self._clock.seconds() + REMEMBERED
+        else:
             self._failures.count(address)
         return right
 
-    def _checked(self, name: str, password: str, address: str) -> Deferred[bool]:
-        text = f"{name}\0{password}".encode(errors="replace")
-        key = (address, hmac.digest(self._secret, text, hashlib.sha256))
+    def _checked(self, login: bytes, name: str, password: str, address: str) -> Deferred[bool]:
+        key = (address, login)
         check = self._checks.get(key)
         if check is None:
             if len(self._checks) >= MOST_WAITING or self._waiting_of(address) >= MOST_WAITING_OF_ONE:

@@ -110,6 +110,7 @@ class Gateway(Service):
             pull=pull,
             files=self._store,
             agent_config=agent_config,
+            behind_tls_proxy=config.behind_tls_proxy,
             threads=self._disk,
             tasks=self._answering,
         )
@@ -162,7 +163,7 @@ class Gateway(Service):
             raise
         except Exception as error:  # whatever makes up endpoints, plugins among it, may raise anything
             raise ConfigError([f"[gateway] listen: {listen}: {brief(str(error) or type(error).__name__)}"]) from None
-        self._log.info("listening at {address}", address=str(self._port.getHost()))
+        self._log.info("listening at {address}", address=_shown(self._port.getHost()))
 
     async def _close(self) -> None:
         if self._opening is not None:
@@ -196,3 +197,10 @@ class Gateway(Service):
             threads=self._disk,
             wall_clock=wall_clock,
         )
+
+
+def _shown(address: Any) -> str:
+    host, port = getattr(address, "host", None), getattr(address, "port", None)
+    if host is None or port is None:
+        return str(address)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

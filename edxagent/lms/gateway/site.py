@@ -38,6 +38,7 @@ class FrontDoor:
 
     :param files: ``None`` = there are none.
     :param agent_config: ``None`` = no agent is told anything.
+    :param behind_tls_proxy: whether agents reach us by TLS although we don't see it.
     :param tasks: what is being answered; it is finished also when the client doesn't wait for it.
     """
 
@@ -54,6 +55,7 @@ class FrontDoor:
         pull: IPull,
         files: FolderStore | None,
         agent_config: IAgentConfig | None,
+        behind_tls_proxy: bool,
         threads: Threads,
         tasks: Tasks,
     ) -> None:
@@ -63,6 +65,7 @@ class FrontDoor:
         self._pull = pull
         self._files = files
         self._agent_config = agent_config
+        self._behind_tls_proxy = behind_tls_proxy
         self._threads = threads
         self._tasks = tasks
 
@@ -127,7 +130,7 @@ class FrontDoor:
             return request.say(HTTPStatus.NOT_FOUND, "not found")
         if request.method not in (b"GET", b"HEAD"):
             return request.say(HTTPStatus.METHOD_NOT_ALLOWED, "use GET")
-        if not request.isSecure() and not _is_loopback(request.peer):
+        if not (request.isSecure() or self._behind_tls_proxy or is_loopback(request.peer)):
             return request.say(HTTPStatus.FORBIDDEN, "use https: this answer holds credentials")
         status, body = self._agent_config.answer(request.getHeader("authorization"))
         return request.answer(body, status=status, content_type=b"application/json")
@@ -255,7 +258,8 @@ def _header_and_body(request: FormRequest) -> tuple[str | None, str | None]:
     return fields.get("xqueue_header"), fields.get("xqueue_body")
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether that is this machine."""
     try:
         parsed = ip_address(address)
     except ValueError:
