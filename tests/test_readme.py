@@ -16,7 +16,9 @@ from edxagent.testing.broker import BrokerTestCase
 from tests.cli_process import ROOT, Run, start
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+EXPORTS = [line for line in LINES if line.startswith("export ")]
+COMMANDS = [line for line in LINES if line not in EXPORTS]
 
 
 def free_port() -> int:
@@ -44,11 +46,16 @@ class ReadmeTests(BrokerTestCase):
 
     async def set_up(self) -> None:
         """Choose ports that don't clash."""
-        self.grader = free_port()
-        self.campus = free_port()
+        self.grader, self.campus, self.gateway, self.lms = (free_port() for _ in range(4))
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
         self.environment = {
             "EDXAGENT_BROKER_URL": self.node.url,
             "EDXAGENT_GRADER_URL": f"http://127.0.0.1:{self.grader}/",
+            "EDXAGENT_LMS_URL": f"http://127.0.0.1:{self.lms}",
+            "EDXAGENT_DATABASE_URL": f"sqlite:///{folder}/scores.db",
+            "EDXAGENT_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
+            "EDXAGENT_FILES_FOLDER": f"{folder}/files",
             "CAMPUS_LISTEN": f"tcp:{self.campus}:interface=127.0.0.1",
         }
         self.left = list(COMMANDS)
@@ -62,6 +69,16 @@ class ReadmeTests(BrokerTestCase):
             command = command.replace(old, new)
         return start(self, *words_of(command), environment=self.environment, folder=ROOT)
 
+    async def export(self) -> None:
+        """Set what the README has its reader set."""
+        self.assertEqual(len(EXPORTS), 2)
+        own = shlex.join([sys.executable, "-m", "edxagent.cli"])
+        script = "\n".join(["set -e", *(line.replace(".venv/bin/edxagent", own) for line in EXPORTS)])
+        for name in ("LMS_PASSWORD", "EDXAGENT_LMS_PASSWORD_HASH"):
+            shell = start(self, "/bin/bash", "-c", f"{script}\nprintenv {name}", environment={}, folder=ROOT)
+            self.assertEqual(await shell.ends(), 0, shell.err)
+            self.environment[name] = shell.out.strip()
+
     async def test_commands(self) -> None:
         """Each command does what the README says; none is left out."""
         agent = self.start(".venv/bin/twistd -n edxagent")
@@ -72,8 +89,19 @@ class ReadmeTests(BrokerTestCase):
         for what in ("send", "send", "grade"):
             run = self.start(f".venv/bin/edxagent {what}")
             self.assertEqual(await run.ends(), 0, run.out + run.err)
-        agent.kill(15)
-        self.assertEqual(await agent.ends(), -15)
+        await self.export()
+        lms_side = self.start(
+            ".venv/bin/twistd -n --pidfile= edxagent-lms",
+            {"etc/lms.ini": f"etc/lms.ini --listen tcp:{self.gateway}:interface=127.0.0.1"},
+        )
+        await lms_side.says("listening at")
+        await lms_side.says("(publish): connected")
+        changes = {"18040": str(self.gateway), "tcp:8000": f"tcp:{self.lms}"}
+        lms = self.start(".venv/bin/python examples/lms.py", changes)
+        self.assertEqual(await lms.ends(), 0, lms.out + lms.err + lms_side.out)
+        for program in (lms_side, agent):
+            program.kill(15)
+            self.assertEqual(await program.ends(), -15)
         embedded = self.start(".venv/bin/twistd -n -y")
         await embedded.says("(consume): connected")
         response = await Agent(reactor).request(b"GET", b"http://127.0.0.1:%d/" % self.campus)
@@ -84,7 +112,7 @@ class ReadmeTests(BrokerTestCase):
         self.assertEqual(await again.ends(), 0, again.out + again.err)
         embedded.kill(15)
         self.assertEqual(await embedded.ends(), -15)
-        for run in (agent, embedded):
+        for run in (agent, lms_side, embedded):
             self.assertNotIn("Traceback", run.out + run.err)
         # These two run this test, and what tests.test_cli_demo tests.
         self.assertEqual(self.left, ["make demo", "make test"])
