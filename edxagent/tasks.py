@@ -1,4 +1,4 @@
-"""Coroutines that were launched and must neither be forgotten nor fail unseen."""
+"""Coroutines that were launched and must neither be forgotten nor fail unseen, and patience with their ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimeIsOver
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -54,3 +56,44 @@ class Tasks:
     def _tell(self) -> None:
         while self._waiters and not self._running:
             self._waiters.pop(0).callback(None)
+
+
+class Patience:
+    """Waits for the end of things, though only for so long, and no longer when somebody is in a hurry."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._hurried = False
+        self._waiting: Deferred[None] | None = None
+
+    @property
+    def hurried(self) -> bool:
+        """Whether somebody is in a hurry."""
+        return self._hurried
+
+    def renew(self) -> None:
+        """Nobody is in a hurry any more."""
+        self._hurried = False
+
+    def hurry(self) -> None:
+        """Wait no longer for what is waited for now; nor, later, for what has :meth:`with_time`."""
+        self._hurried = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def with_time(self, seconds: float, done: Deferred[None]) -> bool:
+        """As :meth:`to_the_last`, but at once over when somebody is in a hurry already."""
+        if self._hurried:
+            done.cancel()
+        return await self.to_the_last(seconds, done)
+
+    async def to_the_last(self, seconds: float, done: Deferred[None]) -> bool:
+        """Whether ``done`` fires within that time; if not, it is cancelled."""
+        self._waiting = done
+        try:
+            await done.addTimeout(seconds, self._clock)
+        except (CancelledError, TimeIsOver):
+            return False
+        finally:
+            self._waiting = None
+        return True

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
-from twisted.internet.defer import TimeoutError as TimeIsOver
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 
 from edxagent.agent.intake import Intake
@@ -24,7 +23,7 @@ from edxagent.errors import BrokerError, BrokerRefused, ConfigError
 from edxagent.graders.registry import find_factory
 from edxagent.interfaces import GraderTools, IDelivery, IGrader, IHeldDelivery
 from edxagent.limits import DeadlineGrader, FairSlots
-from edxagent.tasks import Tasks
+from edxagent.tasks import Patience, Tasks
 
 LAST_CHANCE = 10.0
 """Seconds that a cancelled submission may take to let go of what it holds, before the agent stops without it."""
@@ -86,8 +85,7 @@ class AgentService(Service):
         self._slots = FairSlots(config.concurrency, {queue.name: queue.weight for queue in config.queues})
         self._lives = Tasks()
         self._intake: Intake | None = None
-        self._draining: Deferred[None] | None = None
-        self._hurried = False
+        self._patience = Patience(reactor)
         link = {"reactor": reactor, "config": config.broker, "name": config.name, "on_refused": on_refused}
         self._publishing = BrokerLink(purpose="publish", prepare=_nothing, **link)
         self._consuming = BrokerLink(purpose="consume", prepare=self._prepare, **link)
@@ -109,7 +107,7 @@ class AgentService(Service):
     def startService(self) -> None:
         """Start the grader, if it is a service, then publishing, then taking requests."""
         super().startService()
-        self._hurried = False
+        self._patience.renew()
         if IService.providedBy(self._grader):
             self._grader.startService()
         self._publishing.startService()
@@ -122,20 +120,15 @@ class AgentService(Service):
 
     def hurry(self) -> None:
         """Cut a stop short, or the one that is about to begin: what is still being graded goes back to its queue."""
-        self._hurried = True
         self._consuming.hurry()
         self._publishing.hurry()
-        if self._draining is not None:
-            self._draining.cancel()
+        self._patience.hurry()
 
     async def _stop(self) -> None:
-        draining = Deferred.fromCoroutine(self._drain())
-        if self._hurried:
-            draining.cancel()
-        if not await self._done_within(self._config.drain_timeout, draining):
+        if not await self._patience.with_time(self._config.drain_timeout, Deferred.fromCoroutine(self._drain())):
             self._log.warn("{count} submissions go back to their queues", count=len(self._lives))
             self._lives.cancel()
-            await self._done_within(LAST_CHANCE, self._lives.when_idle())
+            await self._patience.to_the_last(LAST_CHANCE, self._lives.when_idle())
         await gatherResults([self._consuming.stopService(), self._publishing.stopService()])
         if IService.providedBy(self._grader):
             await maybeDeferred(self._grader.stopService)
@@ -147,16 +140,6 @@ class AgentService(Service):
         if self._lives:
             self._log.info("waiting for {count} submissions", count=len(self._lives))
         await self._lives.when_idle()
-
-    async def _done_within(self, seconds: float, done: Deferred[None]) -> bool:
-        self._draining = done
-        try:
-            await done.addTimeout(seconds, self._clock)
-        except (CancelledError, TimeIsOver):
-            return False
-        finally:
-            self._draining = None
-        return True
 
     async def _prepare(self, session: Session) -> None:
         """A consuming session is up: see to the queues, then take requests from it for as long as it lasts."""

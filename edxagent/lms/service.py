@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.defer import TimeoutError as TimeIsOver
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -16,7 +15,7 @@ from edxagent.config.lms_values import LMSConfig
 from edxagent.errors import BrokerRefused, ConfigError
 from edxagent.interfaces import IResultSink
 from edxagent.lms.parts import Parts, PartsMaker
-from edxagent.tasks import Tasks
+from edxagent.tasks import Patience, Tasks
 
 LAST_CHANCE = 15.0
 """Seconds that the parts have, once the time for a stop is over, to let go of what they hold: longer than a request to
@@ -66,13 +65,12 @@ class LMSService(Service):
         self._clock = clock
         self._on_deaf = on_deaf
         self._ending = Tasks()
-        self._draining: Deferred[None] | None = None
-        self._hurried = False
+        self._patience = Patience(clock)
 
     def startService(self) -> None:
         """Start what others need first, and the door last."""
         super().startService()
-        self._hurried = False
+        self._patience.renew()
         parts = self._parts
         for part in (parts.ledger, *parts.sinks, parts.publishing, parts.updater, *parts.bridges, parts.pull):
             if part is not None:
@@ -91,22 +89,21 @@ class LMSService(Service):
 
     def hurry(self) -> None:
         """Cut a stop short, or the one that is about to begin. A request to an LMS comes to its end all the same."""
-        self._hurried = True
-        if self._draining is not None:
-            self._draining.cancel()
-        elif not self.running:
+        self._patience.hurry()
+        if not self.running:
             self._hurry_parts()
 
     async def _stop(self) -> None:
         parts = self._parts
         self._ending.launch(self._end_taking(), "stopping the gateway")
         self._ending.launch(self._end_delivering(), "stopping the updater")
-        if self._hurried or not await self._drained():
-            if not self._hurried:
+        if not await self._patience.with_time(self._drain_timeout, self._ending.when_idle()):
+            if not self._patience.hurried:
                 self._log.warn("stopping takes too long; what is under way is given up")
             self._hurry_parts()
         publishing = parts.publishing.stopService()
-        if not await _fired_within(LAST_CHANCE, self._ending.when_idle(), self._clock):
+        # Nobody's hurry cuts this short.
+        if not await Patience(self._clock).to_the_last(LAST_CHANCE, self._ending.when_idle()):
             self._log.error("a part didn't stop within {seconds:g} s", seconds=LAST_CHANCE)
             self._ending.cancel()
         await publishing
@@ -134,13 +131,6 @@ class LMSService(Service):
         for stopping in [bridge.stopService() for bridge in self._parts.bridges]:
             await stopping
 
-    async def _drained(self) -> bool:
-        self._draining = self._ending.when_idle()
-        try:
-            return await _fired_within(self._drain_timeout, self._draining, self._clock)
-        finally:
-            self._draining = None
-
     def _deaf(self, failure: Failure) -> None:
         if self.running:
             error = failure.value
@@ -153,11 +143,3 @@ class LMSService(Service):
 
 async def _stopped(service: IService) -> None:
     await maybeDeferred(service.stopService)
-
-
-async def _fired_within(seconds: float, waiter: Deferred[None], clock: Any) -> bool:
-    try:
-        await waiter.addTimeout(seconds, clock)
-    except (CancelledError, TimeIsOver):
-        return False
-    return True

@@ -9,7 +9,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -28,7 +27,7 @@ from edxagent.lms.updater.desk import Desk
 from edxagent.lms.updater.life import ResultLife, Retries
 from edxagent.lms.updater.notes import Notes
 from edxagent.lms.updater.turns import Turns
-from edxagent.tasks import Tasks
+from edxagent.tasks import Patience, Tasks
 
 LAST_CHANCE = 10.0
 """Seconds that a cancelled delivery may take to let go of what it holds, before the updater stops without it."""
@@ -72,8 +71,7 @@ class Updater(Service):
         self._lives = Tasks()
         self._taking = Tasks()
         self._consumer: tuple[Channel, str] | None = None
-        self._draining: Deferred[None] | None = None
-        self._hurried = False
+        self._patience = Patience(reactor)
         self._notes = Notes(ledger)
         self._link = BrokerLink(
             reactor=reactor, config=broker, purpose="results", name=name, prepare=self._prepare, on_refused=on_refused
@@ -99,7 +97,7 @@ class Updater(Service):
     def startService(self) -> None:
         """Connect and begin to take results."""
         super().startService()
-        self._hurried = False
+        self._patience.renew()
         self._link.startService()
 
     def stopService(self) -> Deferred[None]:
@@ -109,22 +107,17 @@ class Updater(Service):
 
     def hurry(self) -> None:
         """Cut a stop short, or the one that is about to begin: what is still under way goes back to its queue."""
-        self._hurried = True
         self._link.hurry()
-        if self._draining is not None:
-            self._draining.cancel()
+        self._patience.hurry()
 
     # Stopping
 
     async def _stop(self) -> None:
-        draining = Deferred.fromCoroutine(self._drain())
-        if self._hurried:
-            draining.cancel()
-        if not await self._done_within(self._drain_timeout, draining):
+        if not await self._patience.with_time(self._drain_timeout, Deferred.fromCoroutine(self._drain())):
             self._log.warn("{count} results go back to their queue", count=len(self._lives))
             self._lives.cancel()
-            await self._done_within(LAST_CHANCE, self._lives.when_idle())
-        if not await self._done_within(LAST_CHANCE, self._notes.when_written()):
+            await self._patience.to_the_last(LAST_CHANCE, self._lives.when_idle())
+        if not await self._patience.to_the_last(LAST_CHANCE, self._notes.when_written()):
             self._notes.cancel()
         await self._link.stopService()
 
@@ -140,16 +133,6 @@ class Updater(Service):
         if self._lives:
             self._log.info("waiting for {count} results", count=len(self._lives))
         await self._lives.when_idle()
-
-    async def _done_within(self, seconds: float, done: Deferred[None]) -> bool:
-        self._draining = done
-        try:
-            await done.addTimeout(seconds, self._clock)
-        except (CancelledError, TimeIsOver):
-            return False
-        finally:
-            self._draining = None
-        return True
 
     # Taking
 
