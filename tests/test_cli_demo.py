@@ -32,6 +32,16 @@ class DemoTests(TestCase):
         """Start a demo."""
         return start_cli(self, "demo", *arguments, environment={"TMPDIR": str(self.folder), **environment})
 
+    def changed_demo(self, file: str, old: str, new: str) -> Run:
+        """Start a small demo from a checkout with a change."""
+        for part in ("edxagent", "examples", "etc", "twisted"):
+            shutil.copytree(ROOT / part, self.folder / part)
+        path = self.folder / file
+        text = path.read_text()
+        self.assertIn(old, text)
+        path.write_text(text.replace(old, new))
+        return self.demo("--count", "20", PYTHONPATH=str(self.folder))
+
     async def nothing_is_left(self) -> None:
         """Wait until no process and no file of the demo is there; bounded."""
         await until(lambda: not processes_of(self.folder) and not list(self.folder.iterdir()), patience=20.0)
@@ -51,7 +61,7 @@ class DemoTests(TestCase):
             "p99",
             "of 40 submissions",
             "Every submission ended as it must",
-            "40 learners have their score, in the LMS and in the database",
+            "40 scores in the LMS, the same in the database",
             "msg: <p>",
         ):
             self.assertIn(words, demo.out)
@@ -60,14 +70,18 @@ class DemoTests(TestCase):
 
     async def test_wrong_scores(self) -> None:
         """A grader that gives each score twice makes it fail, and say whose score is wrong."""
-        for part in ("edxagent", "examples", "etc", "twisted"):
-            shutil.copytree(ROOT / part, self.folder / part)
-        grader = self.folder / "examples" / "xserver.py"
-        grader.write_text(grader.read_text().replace('"score": points *', '"score": 2 * points *'))
-        demo = self.demo("--count", "20", PYTHONPATH=str(self.folder))
+        demo = self.changed_demo("examples/xserver.py", '"score": points *', '"score": 2 * points *')
         self.assertEqual(await demo.ends(), 1, demo.out + demo.err)
         self.assertIn("expected score 2, the LMS has 4", demo.out)
         self.assertIn("not every submission ended as it must", demo.err)
+
+    async def test_refused(self) -> None:
+        """When the gateway takes nothing, the reason is told at once, and Ctrl-C ends it as ever."""
+        demo = self.changed_demo("etc/lms.ini", "    6002x-problems\n", "")
+        await demo.says("couldn't submit: Queue '6002x-problems' not found")
+        demo.kill(signal.SIGINT)
+        self.assertEqual(await demo.ends(), 130, demo.err)
+        self.assertEqual(demo.err.count("couldn't submit"), 1)
 
     async def test_interrupted(self) -> None:
         """Ctrl-C in the middle tells how far it came, stops everything and leaves nothing."""
