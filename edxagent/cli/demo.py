@@ -136,6 +136,7 @@ class _Demo:
             with progress(self._reactor, counts, self._count, "have their score"):
                 await lms.ended()
         except CancelledError:
+            counts.told = True  # who can't submit from now on can't because we end it
             _say(f"stopped; {counts.sent} were submitted and {counts.answered} had their score until then")
             raise
         if not said.called:
