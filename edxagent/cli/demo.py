@@ -133,7 +133,7 @@ class _Demo:
         counts, said = _Counts(), lms.says('{"submitted": ')
         lms.on_line(counts.read)
         try:
-            with progress(self._reactor, counts, self._count, "have their score"):
+            with progress(self._reactor, counts, self._count, "with a score"):
                 await lms.ended()
         except CancelledError:
             counts.told = True  # who can't submit from now on can't because we end it
