@@ -3,19 +3,26 @@
 The last line is ``N passed, N failed``. A test that is skipped, expected to fail or unexpectedly passing counts as
 failed, and so does each check before the tests; no test at all is a failure too.
 
+All tests run in as many processes as there are processors, each with a broker of its own; some of them in one process.
+
 Usage: ``check.py [TEST …]``, in the project's folder.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from twisted.trial._dist.disttrial import DistTrialRunner  # what "trial -j" uses
 from twisted.trial.reporter import TreeReporter
 from twisted.trial.runner import TestLoader, TrialRunner
 
 ROOT = Path(__file__).resolve().parent.parent
+ALL = ["tests"]
+MOST_PROCESSES = 4
 CHECKS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
 
 
@@ -29,10 +36,16 @@ def failed_checks() -> int:
 
 
 def run_tests(names: list[str]) -> tuple[int, int]:
-    """Run tests in this process, as trial does; return how many passed and how many did not."""
-    print("# trial", *names, flush=True)
+    """Run tests as trial does; return how many passed and how many did not."""
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES) if names == ALL else 1
+    print("# trial", f"-j{processes}", *names, flush=True)
     sys.path.insert(0, str(ROOT))
-    result = TrialRunner(TreeReporter).run(TestLoader().loadByNames(names, recurse=True))
+    suite = TestLoader().loadByNames(names, recurse=True)
+    result: Any
+    if processes > 1:
+        result = DistTrialRunner(TreeReporter, processes, []).run(suite).original
+    else:
+        result = TrialRunner(TreeReporter).run(suite)
     bad = (result.failures, result.errors, result.skips, result.expectedFailures, result.unexpectedSuccesses)
     return result.successes, sum(map(len, bad))
 
