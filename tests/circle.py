@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,18 +19,26 @@ from attrs import field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from edxagent.model import dead_queue_of
+from edxagent.model import RESULTS_RETRY, dead_queue_of, retry_name
 from edxagent.testing.http_server import RogueServer, Visit, response
-from tests.agentprocess import AgentProcess, Sections
+from tests.agentprocess import PATIENCE, AgentProcess, Sections
 from tests.cli_process import until
 from tests.gateway_support import HOST
 from tests.lmsprocess import PASSWORD, USER, LMSProcess, LMSTestCase
 from tests.real_lms import LearnerState, RealLMS
 
 GATEWAY = ("gateway", "users")
+RETRY_DELAYS = (0.2, 0.5, 1.0)
 UPDATER = ("updater", "sink:lms", "sink:scores")
 SECRETS = ("lms_key", PASSWORD)
 """What no log may hold."""
+
+_COUNT = """\
+lists:sum([begin
+    {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, Name)),
+    {{ok, Count, _}} = ra:consistent_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
+    Count
+end || Name <- [{names}]])."""
 
 
 @frozen(kw_only=True)
@@ -161,7 +170,7 @@ class CircleTestCase(LMSTestCase):
                 "files_folder": self.folder / "files",
                 "files_url": f"http://{HOST}:{self.gateway_port}/files/",
             },
-            "updater": {"queue": self.results, "retry_delays": "0.2 0.5 1", "breaker_pause": 0.5},
+            "updater": {"queue": self.results, "retry_delays": " ".join(map(str, RETRY_DELAYS)), "breaker_pause": 0.5},
             "sink:lms": {"kind": "callback", "hosts": self.learners.url},
             "sink:scores": {"kind": "database", "url": f"sqlite:///{self.folder / 'scores.db'}"},
             "ledger": {"url": self.ledger_url},
@@ -219,9 +228,28 @@ class CircleTestCase(LMSTestCase):
         return self.scores()
 
     async def until_quiet(self) -> None:
-        """Wait until nothing is under way any more, neither requests nor results."""
-        for queue in (self.requests, self.results):
-            await self.until_settled(queue)
+        """Wait until nothing is under way any more: no request, and no result, wherever it waits."""
+        waiting = [retry_name(RESULTS_RETRY, delay) for delay in RETRY_DELAYS]
+        deadline = time.monotonic() + PATIENCE
+        while held := await self.held_in_all(self.requests, self.results, *waiting):
+            self.assertLess(time.monotonic(), deadline, f"{held} requests and results are still under way")
+
+    async def held_in_all(self, *queues: str) -> int:
+        """How many messages some quorum queues hold, at one moment: a result goes to and fro between them."""
+        names = ", ".join(f'<<"{queue}">>' for queue in queues)
+        return int(await self.node.rabbitmqctl("eval", _COUNT.format(names=names)))
+
+    def known_to_the_disk(self) -> bool:
+        """Whether RabbitMQ has written down which files are whose queue's, so that a test may kill it.
+
+        It does so when its tables have been left alone for half a second (``auto_save`` of DETS, in ``ra_directory``).
+        Killed before, it starts with empty queues that never find a leader.
+        """
+        tables = list(self.node.folder.rglob("*.dets"))
+        latest = max(table.stat().st_mtime for table in tables)
+        known = b"".join(table.read_bytes() for table in tables)
+        names = [self.requests, self.results, *(retry_name(RESULTS_RETRY, delay) for delay in RETRY_DELAYS)]
+        return time.time() - latest > 1.5 and all(name.encode() in known for name in names)
 
     async def dead_letters(self) -> tuple[int, int]:
         """How many requests and how many results are in the dead-letter queues."""
@@ -233,11 +261,6 @@ class CircleTestCase(LMSTestCase):
         self.assertEqual((seen.rejected, seen.raised, seen.missing), (0, 0, 0), seen)
         for process in self.processes:
             self.assert_clean(process, (*SECRETS, *secrets))
-
-    async def _remove_queues(self) -> None:
-        await super()._remove_queues()
-        if not self.broker.closed:
-            await self.broker.delete_queue(dead_queue_of(self.results))
 
 
 def graded(correct: bool, points: float, msg: str, attempts: int = 1) -> LearnerState:

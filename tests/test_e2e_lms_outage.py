@@ -20,7 +20,7 @@ from tests.circle import Asked, CircleTestCase, graded
 from tests.cli_process import until
 from tests.gateway_support import HOST
 from tests.lmsprocess import PASSWORD, USER
-from tests.real_lms import Told
+from tests.real_lms import Told, Work
 
 REFUSED_WITHIN = 5.0
 """Seconds in which a learner has to be told that their submission failed."""
@@ -40,11 +40,10 @@ class OutageTestCase(CircleTestCase):
         correct, score, msg = verdict_on(int(asked.answer))
         return {"correct": correct, "score": score, "msg": msg}
 
-    async def submit(self, *learners: int) -> list[Told]:
-        """Let learners submit, all at once, and again until they are told that it worked."""
-        return await gatherResults(
-            [Deferred.fromCoroutine(self.learners.submit_until_queued(number, str(number))) for number in learners]
-        )
+    async def submit(self, *learners: int) -> None:
+        """Let learners submit, all at once."""
+        told = await self.learners.submit_all(Work(learner=number, answer=str(number)) for number in learners)
+        self.assertEqual([one for one in told if not one.queued], [])
 
     async def assert_all_right(self, *learners: int) -> None:
         """Every learner has their score, in the LMS and in the database.
@@ -91,7 +90,7 @@ class LMSOutageTests(OutageTestCase):
             await self.learners.answer_next(1_000_000, status=status, body=body)
             if before == 0:
                 await self.submit(*everybody)
-            await self.until_ordered(before + 10)
+            await self.until_ordered(before + 5)
         self.assertEqual((await self.learners.callbacks()).taken, 0)
         await self.learners.answer_next(0)
         await self.assert_all_right(*everybody)
@@ -109,11 +108,11 @@ class LMSOutageTests(OutageTestCase):
     async def test_slow(self) -> None:
         """An LMS that takes 9 s is waited for, and gets each score once."""
         await self.close_circle()
-        await self.learners.answer_next(30, delay=9, record=True)
-        await self.submit(*range(1, 31))
-        await self.assert_all_right(*range(1, 31))
+        await self.learners.answer_next(20, delay=9, record=True)
+        await self.submit(*range(1, 21))
+        await self.assert_all_right(*range(1, 21))
         seen = await self.learners.callbacks()
-        self.assertEqual((seen.received, seen.repeated), (30, 0))
+        self.assertEqual((seen.received, seen.repeated), (20, 0))
 
     async def test_too_slow(self) -> None:
         """One that takes longer than we wait is asked again; the score that it took meanwhile stays."""
@@ -166,6 +165,7 @@ class BrokerOutageTests(OutageTestCase):
     async def test_killed(self) -> None:
         """Learners hear in time that it failed; what was acknowledged is graded once the broker is back."""
         await self.close_circle()
+        await until(self.known_to_the_disk)
         submitting = self.submit_patiently(80)
         await until(lambda: len(self.grader.asked) >= 20)
         await self.node.kill()
