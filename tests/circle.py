@@ -17,8 +17,10 @@ from typing import Any
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from edxagent.lms.gateway.passwords import PasswordHash
 from edxagent.model import RESULTS_RETRY, dead_queue_of, retry_name
 from edxagent.testing.http_server import RogueServer, Visit, response
 from tests.agentprocess import PATIENCE, AgentProcess, Sections
@@ -170,6 +172,7 @@ class CircleTestCase(LMSTestCase):
                 "files_folder": self.folder / "files",
                 "files_url": f"http://{HOST}:{self.gateway_port}/files/",
             },
+            "users": {USER: PasswordHash.of(PASSWORD)},
             "updater": {"queue": self.results, "retry_delays": " ".join(map(str, RETRY_DELAYS)), "breaker_pause": 0.5},
             "sink:lms": {"kind": "callback", "hosts": self.learners.url},
             "sink:scores": {"kind": "database", "url": f"sqlite:///{self.folder / 'scores.db'}"},
@@ -274,3 +277,10 @@ def free_port() -> int:
     with closing(socket.socket()) as taken:
         taken.bind((HOST, 0))
         return int(taken.getsockname()[1])
+
+
+def pause(seconds: float) -> Deferred[None]:
+    """Between two tries."""
+    from twisted.internet import reactor
+
+    return deferLater(reactor, seconds)  # type: ignore[arg-type]

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import treq
+from twisted.internet.defer import Deferred
 
 from edxagent.model import RESULTS_EXCHANGE, Outcome, dead_queue_of
 from edxagent.verdict import FAILURE_MESSAGES
 from tests.amqp_support import message
-from tests.circle import GATEWAY, UPDATER, Asked, CircleTestCase, graded
-from tests.cli_process import start_cli
+from tests.circle import GATEWAY, UPDATER, Asked, CircleTestCase, graded, pause
+from tests.cli_process import start_cli, until
 from tests.lmsprocess import PASSWORD, USER
 from tests.real_lms import RealLMS
 
@@ -79,13 +80,28 @@ class CircleTests(CircleTestCase):
         await self.assert_nothing_odd()
 
     async def test_again(self) -> None:
-        """Who submits again gets the verdict on the later submission, also when they didn't wait for the first."""
+        """Who submits again gets the verdict on the later submission, also when they didn't wait for the first one."""
+        slow: Deferred[object] = Deferred()
+
+        async def grade(asked: Asked) -> object:
+            return await slow if asked.answer == "slow" else GOOD
+
+        self.grader.grade = grade
         await self.close_circle()
-        await self.learners.submit(1, "0.5")
-        await self.learners.until_graded(1)
-        await self.learners.submit(1, "1")
-        self.assertEqual(await self.learners.until_graded(1), {1: graded(True, 1, "<p>1</p>", attempts=2)})
-        self.assertEqual(sorted(row.score for row in await self.until_scores(2)), [0.5, 1.0])
+        await self.learners.submit(1, "slow")
+        await until(lambda: bool(self.grader.asked))
+        await pause(1.1)  # for another key
+        await self.learners.submit(1, "x")
+        expected = {1: graded(True, 1, "<p>ok</p>", attempts=2)}
+        self.assertEqual(await self.learners.until_graded(1), expected)
+        slow.callback({"correct": False, "score": 0, "msg": "<p>late</p>"})
+        self.assertEqual(sorted(row.score for row in await self.until_scores(2)), [0.0, 1.0])
+        await self.until_quiet()
+        self.assertEqual(await self.learners.states(), expected)
+        seen = await self.learners.callbacks()
+        self.assertEqual((seen.received, seen.taken, seen.stale), (2, 1, 1))
+        await self.learners.submit(1, "x")
+        self.assertEqual(await self.learners.until_graded(1), {1: graded(True, 1, "<p>ok</p>", attempts=3)})
 
     async def test_any_character(self) -> None:
         """Answer, payload and message keep every character of theirs."""
@@ -105,6 +121,7 @@ class CircleTests(CircleTestCase):
         self.assertEqual(states[1], graded(True, 1, "<p>¡Olé! Ω 電阻 🙂</p>"))
         (row,) = await self.until_scores(1)
         self.assertEqual(row.msg, "<p>¡Olé! Ω 電阻 🙂</p>")
+        await self.assert_nothing_odd(["3,14", "Übung", "Olé"])
 
     async def test_no_payload(self) -> None:
         """A problem without a grader_payload, which the LMS writes as null, is graded like any other."""
@@ -276,7 +293,10 @@ class BadReplyTests(CircleTestCase):
         self.assertEqual(await self.learners.states(), expected)
         self.assertEqual([row.submission for row in await self.until_scores(1)], ["good"])
         self.assertEqual((await self.learners.callbacks()).received, 1)
-        await self.assert_nothing_odd()
+        key = json.loads(header)["lms_key"]
+        await self.assert_nothing_odd([key])
+        for database in self.folder.glob("*.db*"):
+            self.assertNotIn(key.encode(), database.read_bytes(), database.name)
 
     async def test_callback_elsewhere(self) -> None:
         """A verdict for an address that isn't listed is posted nowhere and parked; the score is in the database."""

@@ -11,14 +11,14 @@ from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
 
-from tests.circle import GATEWAY, UPDATER, Asked, CircleTestCase, Score, graded
+from tests.circle import GATEWAY, UPDATER, Asked, CircleTestCase, Score, graded, pause
 from tests.cli_process import until
 from tests.real_lms import Callbacks, LearnerState, Told
 
 LEARNERS = 1000
 KILLS_OF_EACH = 3
+AGENT_CONCURRENCY, UPDATER_CONCURRENCY = 10, 20
 FIRST_KILL, LAST_KILL = 50, 900
 """How many learners' submissions are queued when the first and the last kill happens."""
 
@@ -41,9 +41,7 @@ class KillTests(CircleTestCase):
 
     async def grade(self, asked: Asked) -> object:
         """The answer is the learner's number; each has a score of their own, so that none can pass for another's."""
-        from twisted.internet import reactor
-
-        await deferLater(reactor, self.pauses.uniform(0.02, 0.1))  # type: ignore[arg-type]
+        await pause(self.pauses.uniform(0.02, 0.1))
         correct, score, msg = verdict_on(int(asked.answer))
         return {"correct": correct, "score": score, "msg": msg}
 
@@ -70,8 +68,11 @@ class KillTests(CircleTestCase):
 
     async def start_programs(self) -> None:
         """Start the three."""
-        gateway, updater = self.part_config(*GATEWAY), self.part_config(*UPDATER)
-        agent = self.grading_config(agent={"concurrency": 10})
+        gateway, updater = (
+            self.part_config(*GATEWAY),
+            self.part_config(*UPDATER, updater={"concurrency": UPDATER_CONCURRENCY}),
+        )
+        agent = self.grading_config(agent={"concurrency": AGENT_CONCURRENCY})
         self.programs = {
             "gateway": Program(gateway, self.start_again(gateway)),
             "agent": Program(agent, self.start_grading(agent)),
@@ -153,6 +154,8 @@ class KillTests(CircleTestCase):
         self.assertEqual(seen.taken, LEARNERS)
         self.assertEqual(seen.received, seen.taken + seen.repeated + seen.stale)
         self.assertGreaterEqual(seen.stale, sum(orphans.values()))
+        self.assertLessEqual(asked_again, KILLS_OF_EACH * AGENT_CONCURRENCY)
+        self.assertLessEqual(seen.repeated, KILLS_OF_EACH * (AGENT_CONCURRENCY + UPDATER_CONCURRENCY))
 
 
 def verdict_on(learner: int) -> tuple[bool, float, str]:

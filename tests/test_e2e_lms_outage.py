@@ -13,10 +13,9 @@ from urllib.parse import urlencode
 
 import treq
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
 
 from edxagent.model import dead_queue_of
-from tests.circle import Asked, CircleTestCase, graded
+from tests.circle import Asked, CircleTestCase, graded, pause
 from tests.cli_process import until
 from tests.gateway_support import HOST
 from tests.lmsprocess import PASSWORD, USER
@@ -281,10 +280,3 @@ class PollerTests(OutageTestCase):
 def verdict_on(learner: int) -> tuple[bool, float, str]:
     """Whether a learner's answer is right, their points and what they read."""
     return learner % 3 == 0, learner / 8, f"<p>Learner {learner}</p>"
-
-
-def pause(seconds: float) -> Deferred[None]:
-    """Between two tries."""
-    from twisted.internet import reactor
-
-    return deferLater(reactor, seconds)  # type: ignore[arg-type]
