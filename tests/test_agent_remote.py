@@ -232,6 +232,13 @@ class AskingTests(RemoteCase):
         self.assertEqual((self.events, self.remembered()), (["start a"], answer("a")))
         self.assertNotIn("hunter2", str(self.logged))
 
+    def test_nonsense_in_a_key_that_is_left_aside(self) -> None:
+        """Bytes that aren't text, in a key that nobody here knows, don't end the asking."""
+        self.remote(answer("a")[:-1] + b', "more": "\xff"}', answer("b"))
+        self.assertEqual((self.events, self.remembered()), ([], None))
+        self.clock.advance(10)
+        self.assertEqual((self.events, self.remembered()), (["start b"], answer("b")))
+
     def test_cache_that_cannot_be_written(self) -> None:
         """Without a place for the file the agent runs all the same, and says so."""
         self.lms = evolve(self.lms, cache_file="/nonexistent/folder/cache")

@@ -71,6 +71,7 @@ class ParseAnswerTests(SynchronousTestCase):
             (b"", "isn't JSON"),
             (b"<html>hunter2</html>", "isn't JSON"),
             (b"\xff", "isn't JSON"),
+            (answer()[:-1] + b', "more": "\xff"}', "isn't JSON"),
             (b"[" * 100_000, "isn't"),
             (b"[]", "Expected `object`"),
             (b"{}", "missing required field"),

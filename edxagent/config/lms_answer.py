@@ -45,7 +45,8 @@ def parse_answer(answer: bytes, config: AgentConfig) -> AgentConfig:
     if len(answer) > LARGEST_ANSWER:
         raise BadAnswer(f"it has more than {LARGEST_ANSWER} bytes")
     try:
-        parsed = _answer.decode(answer)
+        # As text: what is left aside isn't looked at otherwise, and might be none.
+        parsed = _answer.decode(answer.decode())
     except msgspec.ValidationError as error:
         raise BadAnswer(f"it isn't as expected: {error}") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
