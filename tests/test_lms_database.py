@@ -182,6 +182,30 @@ class _Tests:
         opened.startService()
         self.assertEqual(await opened.run(count), 1)
 
+    async def test_stop_with_much_work(self) -> None:
+        """However much waits, a stop comes to its end, and all that waits is refused."""
+        from twisted.internet import reactor
+
+        opened = await self.with_counter(threads=1)
+        go_on, begun = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+
+        def slow(connection: Connection) -> None:
+            begun.set()
+            go_on.wait(20)
+
+        running = launch(opened, slow)
+        waiting = [launch(opened, increase) for _ in range(database.MOST_WAITING)]
+        await until(begun.is_set, "it begins", reactor)
+        stopping = opened.stopService()
+        go_on.set()
+        await running
+        for work in waiting:
+            self.assertIn("isn't open", await self.failure_of(work))
+        await stopping.addTimeout(10, reactor)
+        opened.startService()
+        self.assertEqual(await opened.run(count), 0)
+
     async def test_too_much_waits(self) -> None:
         """There is an end to what may wait."""
         opened = await self.with_counter(threads=1)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
@@ -79,9 +79,13 @@ class Database(Service):
         """
         if len(self._slots.waiting) >= MOST_WAITING:
             raise DatabaseUnavailable(f"{self}: {MOST_WAITING} transactions wait already")
-        await self._slots.acquire()
+        try:
+            if self.running:
+                await self._slots.acquire()
+        except CancelledError:
+            if self.running:
+                raise
         if not self.running:
-            self._slots.release()
             raise DatabaseUnavailable(f"{self}: it isn't open")
         return await self._in_thread(partial(self._transaction, work))
 
@@ -115,6 +119,9 @@ class Database(Service):
         return waiting
 
     async def _close(self) -> None:
+        # Now: handed a slot each, one from within the other, a few hundred would overflow the stack.
+        for waiting in list(self._slots.waiting):
+            waiting.cancel()
         for _ in range(self._threads):
             await self._slots.acquire()
         if self._pool is not None:
