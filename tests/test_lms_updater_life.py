@@ -387,6 +387,17 @@ class ParkedTests(SynchronousTestCase):
         (parked,) = bench.parked()
         self.assertIn("no sink is for a result from bridge:gone", parked.headers["x-error"])
 
+    def test_of_a_bridge_that_is_gone(self) -> None:
+        """A result of a bridge that isn't here is parked, too, when others have taken it: its LMS doesn't know it."""
+        database = RecordingSink(SinkUnavailable("down"), None)
+        bench = Bench(database=database)
+        bench.handle(having=properties(x_origin="bridge:gone"))
+        self.assertEqual((bench.parked(), bench.waiting()), ([], {2.0: 1}))
+        bench.come_back(2.0)
+        (parked,) = bench.parked()
+        self.assertIn("no sink is for a result from bridge:gone", parked.headers["x-error"])
+        self.assertEqual((len(database.taken), bench.waiting()), (1, {}))
+
     def test_unexpected(self) -> None:
         """Any other error of a sink counts as a refusal, and is logged with its traceback."""
         for sink in (RecordingSink(ZeroDivisionError("secret")), RecordingSink(takes=lambda result: 1 / 0 > 0)):

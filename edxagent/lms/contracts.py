@@ -10,7 +10,10 @@ from attrs import field, frozen
 from edxagent.model import CheckedResult
 
 GATEWAY_ORIGIN = "gateway"
-"""``x-origin`` of what came in through the gateway. A bridge's is ``bridge:NAME``."""
+"""``x-origin`` of what came in through the gateway."""
+
+BRIDGE_ORIGIN = "bridge:"
+"""How the ``x-origin`` of what a bridge fetched begins; the bridge's name follows. Only that one can answer it."""
 
 
 @frozen

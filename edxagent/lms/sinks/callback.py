@@ -26,13 +26,11 @@ from edxagent.config import parsers
 from edxagent.config.keys import REQUIRED, Key
 from edxagent.errors import SinkError, SinkRefused, SinkUnavailable
 from edxagent.interfaces import IResultSink, IResultSinkFactory, SinkTools
+from edxagent.lms.contracts import BRIDGE_ORIGIN
 from edxagent.lms.sinks.address import Address, callback_address, origin
 from edxagent.model import CheckedResult
 from edxagent.web.exchange import Answer, Ask, ExchangeFailed, Exchanges
 from edxagent.web.trust import trust_root_of
-
-BRIDGE = "bridge:"
-"""How the origin of what a bridge fetched begins: its verdicts go back by that bridge."""
 
 NOBODY = "no LMS of ours"
 """The target of what names an LMS that isn't in the list, or none at all."""
@@ -92,7 +90,7 @@ class CallbackSink(Service):
 
     def target(self, result: CheckedResult) -> str | None:
         """See :meth:`edxagent.interfaces.IResultSink.target`: the LMS's origin."""
-        if result.origin is not None and result.origin.startswith(BRIDGE):
+        if result.origin is not None and result.origin.startswith(BRIDGE_ORIGIN):
             return None
         try:
             return self._address(result).origin

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from edxagent.breaker import Breaker
 from edxagent.errors import PossiblyRecorded, SinkRefused, SinkUnavailable
 from edxagent.interfaces import IResultSink
+from edxagent.lms.contracts import BRIDGE_ORIGIN
 from edxagent.lms.updater.notes import Notes
 from edxagent.model import CheckedResult
 from edxagent.wire.journey import Journey
@@ -90,9 +91,14 @@ class Desk:
                 self._note(result, name, "delivered")
         for name in (*fate.taken, *filter(None, fate.parked)):
             fate.journey = fate.journey.without(name)
-        if not fate.journey.done and not fate.waiting:
+        if not fate.waiting and (not fate.journey.done or self._lacks_its_bridge(result)):
             fate.parked[None] = f"no sink is for a result from {result.origin or 'nowhere'}: see the sections [sink:…]"
         return fate
+
+    def _lacks_its_bridge(self, result: CheckedResult) -> bool:
+        """Whether its LMS will never know the verdict, whoever else has taken it."""
+        origin = result.origin or ""
+        return origin.startswith(BRIDGE_ORIGIN) and origin not in self._sinks
 
     def _target(self, name: str, sink: IResultSink, result: CheckedResult) -> str | None:
         try:
