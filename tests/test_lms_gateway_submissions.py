@@ -13,12 +13,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from edxagent.config.lms_values import GatewayConfig
 from edxagent.errors import BrokerUnreachable, DatabaseUnavailable, MessageRefused, PublishFailed, Unroutable
 from edxagent.lms.contracts import GATEWAY_ORIGIN, Reply, Upload
+from edxagent.lms.gateway.queue_length import QueueLengths
 from edxagent.lms.gateway.submissions import LONGEST_MESSAGE, Submissions
 from edxagent.lms.gateway.uploads import Stored, UploadsUnavailable
 from edxagent.model import REQUEST_TYPE, REQUESTS_EXCHANGE
 from edxagent.tasks import Tasks
 from edxagent.wire.request import decode_request
-from tests.gateway_support import BODY, FakePublisher, header
+from tests.gateway_support import BODY, FakePublisher, NoLink, header
 
 CREDENTIAL = "f8a65d3d"
 FILES = [Upload(name="a.py", content=b"1")]
@@ -267,3 +268,39 @@ class RefusedTests(SubmissionsTestCase):
         self.publisher.error = KeyError("oh")
         self.assertEqual(self.refused(files=FILES), "the grading system takes no submissions at the moment")
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+
+class HangingChannel:
+    """A broker that leaves the first question open.
+
+    :ivar first: fires with the answer.
+    """
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.first: Deferred[None] = Deferred()
+
+    async def open_channel(self) -> HangingChannel:
+        """See ``Session``; it is that, too."""
+        return self
+
+    async def declare_queue(self, name: str, *, passive: bool) -> None:
+        """See ``Channel``."""
+        await self.first
+
+
+class QueueLengthsTests(SynchronousTestCase):
+    """Who asks how long a queue is."""
+
+    def test_broker_that_goes(self) -> None:
+        """However many ask while the broker hangs and then goes, each is told that it isn't known."""
+        clock, channel = Clock(), HangingChannel()
+        link: Any = NoLink(clock)
+        link.session = channel
+        lengths = QueueLengths(link, 0.9)
+        asking = [Deferred.fromCoroutine(lengths.of("q")) for _ in range(500)]
+        link.session = None
+        channel.first.errback(BrokerUnreachable("it is gone"))
+        self.assertEqual([self.successResultOf(each) for each in asking], [None] * 500)
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(lengths.of("q"))))

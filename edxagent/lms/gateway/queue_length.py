@@ -11,6 +11,9 @@ from edxagent.amqp.link import BrokerLink
 from edxagent.amqp.session import Session
 from edxagent.errors import BrokerError
 
+MOST_WAITING = 50
+"""Who comes when so many wait isn't told: each goes on from within the one before, and the stack is finite."""
+
 
 class QueueLengths:
     """Asks.
@@ -29,6 +32,8 @@ class QueueLengths:
 
     async def of(self, queue: str) -> int | None:
         """The number of ready messages, or ``None`` if that can't be found out in time."""
+        if len(self._one_by_one.waiting) >= MOST_WAITING:
+            return None
         asking = Deferred.fromCoroutine(self._ask(queue)).addTimeout(self._within, self._link.reactor)
         try:
             return await asking
