@@ -166,6 +166,17 @@ class _Tests:
         assert entry is not None
         self.assertEqual(entry.sinks, {"lms": ("posting", 1003.0, "posting")})
 
+    async def test_clock_that_was_set_back(self) -> None:
+        """An attempt that begins is remembered whatever the clock says: it may be what the LMS records."""
+        opened = self.opened()
+        for now, state in ((1002.0, "retrying"), (900.0, "posting")):
+            self.now = now
+            await opened.sink("s1", "lms", state, state)
+        await opened.accepted("s1", origin="o", queue="q")
+        entry = await opened.find("s1")
+        assert entry is not None
+        self.assertEqual(entry.sinks, {"lms": ("posting", 900.0, "posting")})
+
     async def test_unanswered(self) -> None:
         """Those that an origin accepted before then come oldest first, but not those whose answer is settled."""
         opened = self.opened()

@@ -140,12 +140,14 @@ def answer(connection: Connection, now: float, result: CheckedResult) -> None:
 
 
 def sink_did(connection: Connection, now: float, submission: str, *, sink: str, state: str, reason: str) -> None:
-    """A sink did something with the verdict: what ended well stays; else the latest counts."""
+    """A sink did something with the verdict: what ended well stays; else the latest counts, or a new attempt."""
     submission = clean(submission)
     told = {"state": clean(state)[:32], "time": now, "reason": clean(reason, LONGEST_REASON)}
     row = insert_into(connection, _sinks).values(submission=submission, sink=clean(sink), **told)
     old, new = _rank(_sinks.c.state), _rank(row.excluded.state)
-    newer = or_(new > old, and_(new == old, old == 0, row.excluded.time >= _sinks.c.time))
+    # An attempt begins: were it forgotten because a clock was set back, its sink would think that nobody had posted.
+    latest = or_(row.excluded.time >= _sinks.c.time, row.excluded.state == "posting")
+    newer = or_(new > old, and_(new == old, old == 0, latest))
     key = [_sinks.c.submission, _sinks.c.sink]
     connection.execute(row.on_conflict_do_update(index_elements=key, set_=told, where=newer))
     if state in SETTLED:
