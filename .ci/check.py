@@ -19,11 +19,20 @@ from typing import Any
 from twisted.trial._dist.disttrial import DistTrialRunner  # what "trial -j" uses
 from twisted.trial.reporter import TreeReporter
 from twisted.trial.runner import TestLoader, TrialRunner
+from twisted.trial.unittest import makeTodo
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL = ["tests"]
 MOST_PROCESSES = 4
 CHECKS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
+
+
+class Reporter(TreeReporter):
+    """Trial's, that can also print what it gets from other processes: there a ``todo`` is only its reason."""
+
+    def addUnexpectedSuccess(self, test: Any, todo: Any = None) -> None:
+        """See ``TestResult``."""
+        super().addUnexpectedSuccess(test, makeTodo(todo) if isinstance(todo, str) else todo)
 
 
 def failed_checks() -> int:
@@ -35,17 +44,16 @@ def failed_checks() -> int:
     return failed
 
 
-def run_tests(names: list[str]) -> tuple[int, int]:
+def run_tests(names: list[str], processes: int) -> tuple[int, int]:
     """Run tests as trial does; return how many passed and how many did not."""
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES) if names == ALL else 1
     print("# trial", f"-j{processes}", *names, flush=True)
     sys.path.insert(0, str(ROOT))
     suite = TestLoader().loadByNames(names, recurse=True)
     result: Any
-    if processes > 1:
-        result = DistTrialRunner(TreeReporter, processes, []).run(suite).original
+    if processes > 1 and suite.countTestCases():  # without any, it would wait for ever
+        result = DistTrialRunner(Reporter, processes, []).run(suite)
     else:
-        result = TrialRunner(TreeReporter).run(suite)
+        result = TrialRunner(Reporter).run(suite)
     bad = (result.failures, result.errors, result.skips, result.expectedFailures, result.unexpectedSuccesses)
     return result.successes, sum(map(len, bad))
 
@@ -56,7 +64,7 @@ def main() -> int:
     failed = failed_checks()
     if not names:
         return int(failed > 0)
-    passed, broken = run_tests(names)
+    passed, broken = run_tests(names, min(os.cpu_count() or 1, MOST_PROCESSES) if names == ALL else 1)
     failed += broken
     if passed + failed == 0:
         print("no test was found: that is a failure")

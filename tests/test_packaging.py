@@ -101,13 +101,16 @@ class InstallTests(SynchronousTestCase):
 class CheckTests(SynchronousTestCase):
     """``make test`` counts honestly."""
 
+    processes = 1
+
     def count(self, tests: str) -> str:
         """Let ``.ci/check.py`` run a module of tests; return its summing-up."""
-        folder = Path(self.mktemp())
+        folder = Path(self.mktemp()).absolute()
         folder.mkdir()
         (folder / "test_sample.py").write_text(f"from twisted.trial.unittest import TestCase\n{tests}")
-        program = "import sys; sys.path[:0] = [sys.argv[1], '.']; import check; print(check.run_tests(['test_sample']))"
-        command = [sys.executable, "-c", program, str(ROOT / ".ci")]
+        program = f"import check; print(check.run_tests(['test_sample'], {self.processes}))"
+        paths = f"import sys; sys.path[:0] = {[str(ROOT / '.ci'), str(folder)]}"
+        command = [sys.executable, "-c", f"{paths}; {program}"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[-1]
 
@@ -134,3 +137,9 @@ class Tests(TestCase):
     def test_finds_nothing_in_an_empty_module(self) -> None:
         """Where there is no test, none passes."""
         self.assertEqual(self.count(""), "(0, 0)")
+
+
+class SeveralProcessesTests(CheckTests):
+    """It does so, too, where tests run in several processes."""
+
+    processes = 2
