@@ -70,7 +70,8 @@ class _Counts:
     def read(self, line: str) -> None:
         """Take in a line of the LMS's output."""
         if match := _PROGRESS.fullmatch(line):
-            self.sent, self.answered = int(match[1]), int(match[2])
+            self.answered = int(match[2])
+            self.sent = max(int(match[1]), self.answered)  # a verdict may be there before the submission is answered
         elif not self.told and (match := _REFUSAL.fullmatch(line)):
             self.told = True
             _say(f"{match[1]} (learners try again)")
