@@ -68,6 +68,14 @@ class UploadTests(GatewayTestCase):
         self.assertEqual((await self.submit(cookie)).reply, (0, "1"))
         return client, flood
 
+    async def test_announced_beyond_all_numbers(self) -> None:
+        """A length of thousands of digits, which Python won't read, is refused without a traceback."""
+        await self.start()
+        client = await self.client()
+        client.say(f"POST /xqueue/submit/ HTTP/1.1\r\nHost: a\r\nContent-Length: {'9' * 5000}\r\n\r\n".encode())
+        await until(lambda: client.over, patience=10)
+        self.assertEqual((await client.response()).status, 400)
+
     async def test_announced(self) -> None:
         """One that is announced is refused from its headers on."""
         kind = "Content-Type: multipart/form-data; boundary=b0undary"

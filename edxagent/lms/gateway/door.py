@@ -69,7 +69,11 @@ class Door(HTTPChannel):
 
     def headerReceived(self, line: bytes) -> bool:
         """A whole header; where it is a bad one, the client has been told so."""
-        taken: bool = super().headerReceived(line)
+        try:
+            taken: bool = super().headerReceived(line)
+        except ValueError:  # a Content-Length of more digits than Python reads
+            self.refuse(HTTPStatus.BAD_REQUEST, "Content-Length is too long")
+            return False
         self.refused = self.refused or not taken
         return taken
 
