@@ -272,6 +272,11 @@ def graded(correct: bool, points: float, msg: str, attempts: int = 1) -> Learner
     return LearnerState(correctness=correctness, npoints=points, msg=msg, queued=False, attempts=attempts)
 
 
+def verdict_on(learner: int) -> tuple[bool, float, str]:
+    """A verdict that can't pass for another learner's: whether they are right, their points, what they read."""
+    return learner % 3 == 0, learner / 8, f"<p>Learner {learner}</p>"
+
+
 def free_port() -> int:
     """A port where nobody listens, for a program that is killed and must listen there again."""
     with closing(socket.socket()) as taken:

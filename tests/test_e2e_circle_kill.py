@@ -12,7 +12,7 @@ from typing import Any
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults
 
-from tests.circle import GATEWAY, UPDATER, Asked, CircleTestCase, Score, graded, pause
+from tests.circle import GATEWAY, UPDATER, Asked, CircleTestCase, Score, graded, pause, verdict_on
 from tests.cli_process import until
 from tests.real_lms import Callbacks, LearnerState, Told
 
@@ -40,7 +40,7 @@ class KillTests(CircleTestCase):
     """``kill -9``."""
 
     async def grade(self, asked: Asked) -> object:
-        """The answer is the learner's number; each has a score of their own, so that none can pass for another's."""
+        """Grade; the answer is the learner's number."""
         await pause(self.pauses.uniform(0.02, 0.1))
         correct, score, msg = verdict_on(int(asked.answer))
         return {"correct": correct, "score": score, "msg": msg}
@@ -59,19 +59,17 @@ class KillTests(CircleTestCase):
         await self.kill_in_between()
         told = dict(enumerate(await submitting, start=1))
         took = time.monotonic() - began
-        states = await self.learners.until_graded()
         await self.until_quiet()
-        self.count(seed, told, states, self.scores(), await self.learners.callbacks())
-        print(f"  {took:.1f} s to submit, {time.monotonic() - began:.1f} s until all was quiet")
+        quiet = time.monotonic() - began
+        self.count(seed, told, await self.learners.states(), self.scores(), await self.learners.callbacks())
+        print(f"  {took:.1f} s to submit, {quiet:.1f} s until all was quiet")
         self.assertEqual(await self.dead_letters(), (0, 0))
         await self.assert_nothing_odd()
 
     async def start_programs(self) -> None:
         """Start the three."""
-        gateway, updater = (
-            self.part_config(*GATEWAY),
-            self.part_config(*UPDATER, updater={"concurrency": UPDATER_CONCURRENCY}),
-        )
+        gateway = self.part_config(*GATEWAY)
+        updater = self.part_config(*UPDATER, updater={"concurrency": UPDATER_CONCURRENCY})
         agent = self.grading_config(agent={"concurrency": AGENT_CONCURRENCY})
         self.programs = {
             "gateway": Program(gateway, self.start_again(gateway)),
@@ -156,8 +154,3 @@ class KillTests(CircleTestCase):
         self.assertGreaterEqual(seen.stale, sum(orphans.values()))
         self.assertLessEqual(asked_again, KILLS_OF_EACH * AGENT_CONCURRENCY)
         self.assertLessEqual(seen.repeated, KILLS_OF_EACH * (AGENT_CONCURRENCY + UPDATER_CONCURRENCY))
-
-
-def verdict_on(learner: int) -> tuple[bool, float, str]:
-    """Whether a learner's answer is right, their points and what they read."""
-    return learner % 3 == 0, learner / 8, f"<p>Learner {learner}</p>"

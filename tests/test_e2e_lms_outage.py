@@ -15,7 +15,7 @@ import treq
 from twisted.internet.defer import Deferred, gatherResults
 
 from edxagent.model import dead_queue_of
-from tests.circle import Asked, CircleTestCase, graded, pause
+from tests.circle import Asked, CircleTestCase, graded, pause, verdict_on
 from tests.cli_process import until
 from tests.gateway_support import HOST
 from tests.lmsprocess import PASSWORD, USER
@@ -275,8 +275,3 @@ class PollerTests(OutageTestCase):
             self.assertEqual(await put.json(), {"return_code": 0, "content": ""})
             count += 1
         return count
-
-
-def verdict_on(learner: int) -> tuple[bool, float, str]:
-    """Whether a learner's answer is right, their points and what they read."""
-    return learner % 3 == 0, learner / 8, f"<p>Learner {learner}</p>"
