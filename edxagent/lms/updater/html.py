@@ -15,7 +15,7 @@ from collections.abc import Mapping, Set
 
 import nh3
 
-LONGEST = 100_000
+LONGEST = 160 * 1024
 """Characters of a message beyond which it is shown as text."""
 MOST_TAGS = 20_000
 FEW_TAGS = 150
