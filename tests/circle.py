@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
@@ -32,6 +32,7 @@ from tests.real_lms import LearnerState, RealLMS
 GATEWAY = ("gateway", "users")
 RETRY_DELAYS = (0.2, 0.5, 1.0)
 UPDATER = ("updater", "sink:lms", "sink:scores")
+T = TypeVar("T", bound=AgentProcess)
 SECRETS = ("lms_key", PASSWORD)
 """What no log may hold."""
 
@@ -155,7 +156,7 @@ class CircleTestCase(LMSTestCase):
     async def close_circle(self, agent: Mapping[str, Sections] | None = None, **sections: Sections) -> None:
         """Start what is missing: an LMS side, with ``sections``, and an agent, with those in ``agent``."""
         lms = self.start_part(*GATEWAY, *UPDATER, **sections)
-        grading = self.start_grading(**(agent or {}))
+        grading = self.start_grading(self.grading_config(**(agent or {})))
         await lms.ready("publish", "results")
         await lms.port()
         await grading.ready()
@@ -186,15 +187,15 @@ class CircleTestCase(LMSTestCase):
         """Start an LMS side."""
         return self._started(self.start_lms(config))
 
-    def start_grading(self, config: str | None = None, **sections: Sections) -> AgentProcess:
-        """Start an agent whose grader is ours; it isn't ready yet."""
-        return self._started(self.start_agent(config or self.grading_config(**sections)))
+    def start_grading(self, config: str) -> AgentProcess:
+        """Start an agent; it isn't ready yet."""
+        return self._started(self.start_agent(config))
 
     def grading_config(self, **sections: Sections) -> str:
-        """An agent's configuration file."""
+        """The configuration file of an agent whose grader is ours."""
         return self.write_config(**{"grader": {"kind": "http", "url": self.grader_url}, **sections})
 
-    def _started(self, process: Any) -> Any:
+    def _started(self, process: T) -> T:
         self.processes.append(process)
         return process
 
@@ -288,4 +289,4 @@ def pause(seconds: float) -> Deferred[None]:
     """Between two tries."""
     from twisted.internet import reactor
 
-    return deferLater(reactor, seconds)  # type: ignore[arg-type]
+    return deferLater(reactor, seconds)

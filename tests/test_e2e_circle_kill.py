@@ -55,7 +55,9 @@ class KillTests(CircleTestCase):
         await self.learners.answer_next(100 * LEARNERS, delay=0.05, record=True)
         self.queued: list[Told] = []
         began = time.monotonic()
-        submitting = gatherResults([Deferred.fromCoroutine(self.submit(number)) for number in range(1, LEARNERS + 1)])
+        submitting = gatherResults(
+            [Deferred.fromCoroutine(self.learner_submits(number)) for number in range(1, LEARNERS + 1)]
+        )
         await self.kill_in_between()
         told = dict(enumerate(await submitting, start=1))
         took = time.monotonic() - began
@@ -88,7 +90,7 @@ class KillTests(CircleTestCase):
             await process.says("(publish): connected to ")
             await process.says("(consume): connected to " if name == "agent" else "(results): connected to ")
 
-    async def submit(self, number: int) -> Told:
+    async def learner_submits(self, number: int) -> Told:
         """A learner submits until they're told that it worked."""
         told = await self.learners.submit_until_queued(number, str(number))
         self.queued.append(told)

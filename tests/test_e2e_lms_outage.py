@@ -39,7 +39,7 @@ class OutageTestCase(CircleTestCase):
         correct, score, msg = verdict_on(int(asked.answer))
         return {"correct": correct, "score": score, "msg": msg}
 
-    async def submit(self, *learners: int) -> None:
+    async def everybody_submits(self, *learners: int) -> None:
         """Let learners submit, all at once."""
         told = await self.learners.submit_all(Work(learner=number, answer=str(number)) for number in learners)
         self.assertEqual([one for one in told if not one.queued], [])
@@ -70,7 +70,7 @@ class LMSOutageTests(OutageTestCase):
         lms = self.processes[0]
         await self.learners.close()
         everybody = range(1, 101)
-        await self.submit(*everybody)
+        await self.everybody_submits(*everybody)
         self.assertEqual(len(await self.until_scores(len(everybody))), len(everybody))
         await lms.says("Connection refused", times=20)
         self.assertFalse([n for n, state in (await self.learners.states()).items() if not state.queued])
@@ -88,7 +88,7 @@ class LMSOutageTests(OutageTestCase):
             before = (await self.learners.callbacks()).ordered
             await self.learners.answer_next(1_000_000, status=status, body=body)
             if before == 0:
-                await self.submit(*everybody)
+                await self.everybody_submits(*everybody)
             await self.until_ordered(before + 5)
         self.assertEqual((await self.learners.callbacks()).taken, 0)
         await self.learners.answer_next(0)
@@ -99,7 +99,7 @@ class LMSOutageTests(OutageTestCase):
         """Verdicts that the LMS takes, and then answers 500, are sent again, and it ignores them."""
         await self.close_circle()
         await self.learners.answer_next(20, status=500, record=True)
-        await self.submit(*range(1, 31))
+        await self.everybody_submits(*range(1, 31))
         await self.assert_all_right(*range(1, 31))
         seen = await self.learners.callbacks()
         self.assertEqual((seen.ordered, seen.repeated, seen.stale), (20, 20, 0))
@@ -108,7 +108,7 @@ class LMSOutageTests(OutageTestCase):
         """An LMS that takes 9 s is waited for, and gets each score once."""
         await self.close_circle()
         await self.learners.answer_next(20, delay=9, record=True)
-        await self.submit(*range(1, 21))
+        await self.everybody_submits(*range(1, 21))
         await self.assert_all_right(*range(1, 21))
         seen = await self.learners.callbacks()
         self.assertEqual((seen.received, seen.repeated), (20, 0))
@@ -117,7 +117,7 @@ class LMSOutageTests(OutageTestCase):
         """One that takes longer than we wait is asked again; the score that it took meanwhile stays."""
         await self.close_circle(**{"sink:lms": {"timeout": 0.5}})
         await self.learners.answer_next(10, delay=3, record=True)
-        await self.submit(*range(1, 31))
+        await self.everybody_submits(*range(1, 31))
         await self.assert_all_right(*range(1, 31))
         seen = await self.learners.callbacks()
         self.assertEqual((seen.repeated, seen.stale), (10, 0))
@@ -126,12 +126,12 @@ class LMSOutageTests(OutageTestCase):
         """A verdict that the LMS answers 404 three times is parked with the reason; others aren't held up."""
         await self.close_circle()
         await self.learners.answer_next(1_000_000, status=404, body="<h1>Page not found</h1>")
-        await self.submit(1)
+        await self.everybody_submits(1)
         (parked,) = await self.collect(dead_queue_of(self.results), 1)
         self.assertEqual((await self.learners.callbacks()).received, 3)
         self.assertIn("404", parked.properties.headers["x-error"])
         await self.learners.answer_next(0)
-        await self.submit(2)
+        await self.everybody_submits(2)
         states = await self.learners.until_graded(2)
         self.assertEqual(states[2], graded(*verdict_on(2)))
         self.assertTrue(states[1].queued)
@@ -237,7 +237,7 @@ class PollerTests(OutageTestCase):
         everybody = range(1, 201)
         polling = [True]
         pollers = [Deferred.fromCoroutine(self.poll(lambda: bool(polling))) for _ in range(2)]
-        await self.submit(*everybody)
+        await self.everybody_submits(*everybody)
         await self.assert_all_right(*everybody)
         polling.clear()
         polled = sum(await gatherResults(pollers))
