@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from edxagent.amqp.link import BrokerLink, Session
 from edxagent.config.values import BrokerAddress, BrokerConfig
 from edxagent.errors import BrokerError, BrokerRefused
 from edxagent.model import Message, Properties
+from edxagent.privatenode import PrivateNode
 from edxagent.testing.broker import BrokerTestCase
 
 
@@ -119,3 +121,15 @@ class Consumer:
         else:
             self._waiters.append((count, waiter))
         return waiter
+
+
+def known_to_the_disk(node: PrivateNode, *queues: str) -> bool:
+    """Whether RabbitMQ has written down which files are whose queue's, so that a test may kill it.
+
+    It does so when its tables have been left alone for half a second (``auto_save`` of DETS, in ``ra_directory``).
+    Killed before, it starts with empty queues that never find a leader.
+    """
+    tables = list(node.folder.rglob("names.dets"))
+    latest = max(table.stat().st_mtime for table in tables)
+    known = b"".join(table.read_bytes() for table in tables)
+    return time.time() - latest > 1.5 and all(queue.encode() in known for queue in queues)

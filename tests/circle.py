@@ -24,6 +24,7 @@ from edxagent.lms.gateway.passwords import PasswordHash
 from edxagent.model import RESULTS_RETRY, dead_queue_of, retry_name
 from edxagent.testing.http_server import RogueServer, Visit, response
 from tests.agentprocess import PATIENCE, AgentProcess, Sections
+from tests.amqp_support import known_to_the_disk
 from tests.cli_process import until
 from tests.gateway_support import HOST
 from tests.lmsprocess import PASSWORD, USER, LMSProcess, LMSTestCase
@@ -244,16 +245,9 @@ class CircleTestCase(LMSTestCase):
         return int(await self.node.rabbitmqctl("eval", _COUNT.format(names=names)))
 
     def known_to_the_disk(self) -> bool:
-        """Whether RabbitMQ has written down which files are whose queue's, so that a test may kill it.
-
-        It does so when its tables have been left alone for half a second (``auto_save`` of DETS, in ``ra_directory``).
-        Killed before, it starts with empty queues that never find a leader.
-        """
-        tables = list(self.node.folder.rglob("*.dets"))
-        latest = max(table.stat().st_mtime for table in tables)
-        known = b"".join(table.read_bytes() for table in tables)
-        names = [self.requests, self.results, *(retry_name(RESULTS_RETRY, delay) for delay in RETRY_DELAYS)]
-        return time.time() - latest > 1.5 and all(name.encode() in known for name in names)
+        """Whether RabbitMQ may be killed without losing queues."""
+        retries = (retry_name(RESULTS_RETRY, delay) for delay in RETRY_DELAYS)
+        return known_to_the_disk(self.node, self.requests, self.results, *retries)
 
     async def dead_letters(self) -> tuple[int, int]:
         """How many requests and how many results are in the dead-letter queues."""

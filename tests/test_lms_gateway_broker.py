@@ -15,7 +15,7 @@ from edxagent.amqp.topology import ensure_request_queue
 from edxagent.config.values import BrokerAddress
 from edxagent.lms.contracts import GATEWAY_ORIGIN
 from edxagent.wire.request import decode_request
-from tests.amqp_support import LinkTestCase
+from tests.amqp_support import LinkTestCase, known_to_the_disk
 from tests.cli_process import until
 from tests.gateway_support import BODY, GatewayTestCase, Response, header
 from tests.proxy import HOST, Proxy
@@ -159,7 +159,7 @@ class KillTests(BrokerGatewayTestCase):
     async def test_killed(self) -> None:
         """Every submission is answered in time; those answered with yes are in the queue when the broker is back."""
         cookie = await self.open(self.link(purpose="publish"))
-        await until(self.known_to_the_disk)
+        await until(lambda: known_to_the_disk(self.node, self.name))
         await self.in_time(cookie, xqueue_header=header(self.name, lms_key="first"))
         taken: set[str] = {"first"}
         refused: set[str] = set()
@@ -183,13 +183,3 @@ class KillTests(BrokerGatewayTestCase):
         await self.direct.when_up()
         there = {head["lms_key"] for head, _ in await self.waiting()}
         self.assertEqual(taken - there, set())
-
-    def known_to_the_disk(self) -> bool:
-        """Whether RabbitMQ has written down which of its files are the queue's.
-
-        It does so when its tables have been left alone for half a second (``auto_save`` of DETS, in ``ra_directory``).
-        Killed before, it starts with an empty queue that never finds a leader.
-        """
-        tables = list(self.node.folder.rglob("*.dets"))
-        latest = max(table.stat().st_mtime for table in tables)
-        return time.time() - latest > 1.5 and any(self.name.encode() in table.read_bytes() for table in tables)

@@ -22,7 +22,7 @@ from edxagent.errors import BrokerRefused, SinkRefused, SinkUnavailable
 from edxagent.lms.updater.service import Updater
 from edxagent.model import RESULTS_EXCHANGE, RESULTS_RETRY, CheckedResult, dead_queue_of, retry_name
 from edxagent.testing.sinks import SECRET, RecordingSink
-from tests.amqp_support import LinkTestCase, message
+from tests.amqp_support import LinkTestCase, known_to_the_disk, message
 from tests.cli_process import until
 from tests.proxy import HOST, Proxy
 from tests.results import INVALID, LEARNER, VALID, properties, result
@@ -229,6 +229,8 @@ class InterruptionTests(UpdaterTestCase):
         for name in names:
             await self.publish(name)
         await until(lambda: len(sink.asked) >= 10)
+        retries = [retry_name(RESULTS_RETRY, delay) for delay in DELAYS]
+        await until(lambda: known_to_the_disk(self.node, self.queue, *retries))
         await self.node.kill()
         sink.answers = [None]
         await self.node.start()

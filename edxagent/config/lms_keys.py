@@ -44,7 +44,7 @@ GATEWAY_KEYS = (
     ),
     Key("session_lifetime", seconds, 12 * 3600.0, "How long a login holds."),
     Key("login_failures", count_between(1, 1000), 10, "Failed logins a minute from one address; more are refused."),
-    Key("confirm_timeout", seconds_between(0.1, 8), 4.0, "For the broker's word; the LMS waits 10 s for ours."),
+    Key("confirm_timeout", seconds_between(0.1, 8), 3.5, "For the broker's word; the LMS waits 10 s for ours."),
     Key("max_upload", size_below(LONGEST_UPLOAD), 10 * 1024 * 1024, "A larger request, files and all, is refused."),
     Key("files_folder", path, None, "Where learners' files are kept; without it, submissions with files are refused."),
     Key("files_url", folder_url, None, "The address of our /files/ for graders."),

@@ -43,7 +43,7 @@ class GatewayConfig:
     session_secret: str | None = field(default=None, repr=False)
     session_lifetime: float = 12 * 3600.0
     login_failures: int = 10
-    confirm_timeout: float = 4.0
+    confirm_timeout: float = 3.5
     max_upload: int = 10 * 1024 * 1024
     files_folder: str | None = None
     files_url: str | None = None
