@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from attrs import evolve
@@ -16,6 +20,7 @@ from edxagent.errors import BrokerError, BrokerRefused
 from edxagent.model import Message, Properties
 from edxagent.privatenode import PrivateNode
 from edxagent.testing.broker import BrokerTestCase
+from tests.cli_process import until
 
 
 async def nothing(session: Session) -> None:
@@ -133,3 +138,22 @@ def known_to_the_disk(node: PrivateNode, *queues: str) -> bool:
     latest = max(table.stat().st_mtime for table in tables)
     known = b"".join(table.read_bytes() for table in tables)
     return time.time() - latest > 1.5 and all(queue.encode() in known for queue in queues)
+
+
+@asynccontextmanager
+async def silenced(node: PrivateNode) -> AsyncIterator[None]:
+    """A RabbitMQ that says nothing: when the block begins it is sure to have stopped, and after it, it goes on."""
+    pid = node.pid
+    assert pid is not None
+    threads = Path(f"/proc/{pid}/task")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        # Each thread stops only when it notices; until then a quick question may still be answered.
+        await until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()))
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]

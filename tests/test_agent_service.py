@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Any
 
 from twisted.application.service import Service
@@ -18,6 +16,7 @@ from edxagent.graders.registry import find_factory
 from edxagent.model import GraderRequest, GraderResponse
 from edxagent.testing.graders import StubGrader
 from tests.agentprocess import AgentTestCase
+from tests.amqp_support import silenced
 from tests.cli_process import until
 from tests.outcomes import request
 
@@ -83,18 +82,13 @@ class SilentBrokerTests(AgentTestCase):
         from twisted.internet import reactor
 
         clock: Any = reactor
-        pid = self.node.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        async with silenced(self.node):
             began = clock.seconds()
             stopping: Deferred[None] = service.stopService()
             if hurry:
                 service.hurry()
             await stopping
             return float(clock.seconds() - began)
-        finally:
-            os.kill(pid, signal.SIGCONT)
 
     async def test_hurry(self) -> None:
         """Told to hurry at once, it doesn't wait for the broker's word that no more requests come."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from edxagent.amqp.session import Session
 from edxagent.config.values import BrokerAddress, TLSConfig
 from edxagent.errors import BrokerError, BrokerRefused, BrokerUnreachable
 from edxagent.privatenode import PrivateNode, TlsFiles
-from tests.amqp_support import Consumer, LinkTestCase, message
+from tests.amqp_support import Consumer, LinkTestCase, message, silenced
 from tests.certificates import Authority
 
 
@@ -127,11 +125,8 @@ class HealingTests(LinkTestCase):
         link = self.link(self.config(evolve(self.address, port=node.port), heartbeat=1))
         session = await link.when_up()
         began = link.reactor.seconds()
-        os.kill(node.pid, signal.SIGSTOP)
-        try:
+        async with silenced(node):
             reason: BrokerError = await session.when_ended()
-        finally:
-            os.kill(node.pid, signal.SIGCONT)
         self.assertIn("silent", str(reason))
         self.assertTrue(1.5 <= link.reactor.seconds() - began <= 4)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from signal import SIGCONT, SIGSTOP
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,6 +13,7 @@ import treq
 from twisted.internet.defer import Deferred, gatherResults
 
 from edxagent.model import dead_queue_of
+from tests.amqp_support import silenced
 from tests.circle import Asked, CircleTestCase, graded, pause, verdict_on
 from tests.cli_process import until
 from tests.gateway_support import HOST
@@ -179,13 +178,8 @@ class BrokerOutageTests(OutageTestCase):
         await self.close_circle()
         submitting = self.submit_patiently(80)
         await until(lambda: len(self.grader.asked) >= 20)
-        pid = self.node.pid
-        assert pid is not None
-        os.kill(pid, SIGSTOP)
-        try:
+        async with silenced(self.node):
             await until(lambda: self.refused >= AT_ONCE)
-        finally:
-            os.kill(pid, SIGCONT)
         await submitting
         await self.assert_told_in_time("silent")
         await self.assert_all_right(*range(1, 81))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
 from typing import Any
@@ -22,7 +20,7 @@ from edxagent.errors import BrokerRefused, SinkRefused, SinkUnavailable
 from edxagent.lms.updater.service import Updater
 from edxagent.model import RESULTS_EXCHANGE, RESULTS_RETRY, CheckedResult, dead_queue_of, retry_name
 from edxagent.testing.sinks import SECRET, RecordingSink
-from tests.amqp_support import LinkTestCase, known_to_the_disk, message
+from tests.amqp_support import LinkTestCase, known_to_the_disk, message, silenced
 from tests.cli_process import until
 from tests.proxy import HOST, Proxy
 from tests.results import INVALID, LEARNER, VALID, properties, result
@@ -355,15 +353,10 @@ class StopTests(UpdaterTestCase):
         )
         await self.publish("1")
         await until(lambda: bool(sink.hanging))
-        pid = self.node.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        async with silenced(self.node):
             began = time.monotonic()
             stopping: Deferred[None] = updater.stopService()
             updater.hurry()
             await stopping
             self.assertLess(time.monotonic() - began, CLOSING)
-        finally:
-            os.kill(pid, signal.SIGCONT)
         self.assertEqual(sink.cancelled, ["1"])
