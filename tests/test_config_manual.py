@@ -11,9 +11,9 @@ from docs.write_configuration import PAGE, rendered
 from edxagent.config import agent_keys, lms_keys
 from edxagent.config.agent import read_agent_config
 from edxagent.config.keys import Key
-from edxagent.config.lms_parsers import retry_delays, size_below
+from edxagent.config.lms_parsers import size_below
 from edxagent.config.manual import default_text, manual
-from edxagent.config.parsers import boolean, count_between, name_list, seconds, size, text
+from edxagent.config.parsers import boolean, count_between, delays, name_list, seconds, size, text
 from edxagent.config.values import AgentConfig, BrokerAddress, QueueConfig
 from edxagent.graders.registry import find_factory
 from tests.shipped import ETC, assert_complete, in_force, settings_of, variables_of
@@ -131,6 +131,6 @@ class DefaultTextTests(SynchronousTestCase):
             (Key("a", size, 64 * 1024), "64 KiB"),
             (Key("a", size, 1000), "1000"),
             (Key("a", size_below(2**24), 10 * 1024**2), "10 MiB"),
-            (Key("a", retry_delays, (0.5, 7_776_000.0)), "0.5 7776000"),
+            (Key("a", delays, (0.5, 7_776_000.0)), "0.5 7776000"),
         ):
             self.assertEqual(default_text(key), expected)

@@ -10,18 +10,16 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 
-from edxagent.agent.intake import Intake
-from edxagent.agent.lane import QueuePort
 from edxagent.agent.life import SubmissionLife
 from edxagent.agent.results import ResultPublisher
-from edxagent.amqp.channel import Channel
+from edxagent.agent.taking import Taking
+from edxagent.agent.valve import Valve
 from edxagent.amqp.link import BrokerLink, Session
 from edxagent.amqp.publisher import ConfirmingPublisher
-from edxagent.amqp.topology import ensure_agent_topology, ensure_request_queue
 from edxagent.config.values import AgentConfig
-from edxagent.errors import BrokerError, BrokerRefused, ConfigError
+from edxagent.errors import BrokerRefused, ConfigError
 from edxagent.graders.registry import find_factory
-from edxagent.interfaces import GraderTools, IDelivery, IGrader, IHeldDelivery
+from edxagent.interfaces import GraderTools, IGrader, IHeldDelivery
 from edxagent.limits import DeadlineGrader, FairSlots
 from edxagent.tasks import Patience, Tasks
 
@@ -84,11 +82,24 @@ class AgentService(Service):
         self._clock = reactor
         self._slots = FairSlots(config.concurrency, {queue.name: queue.weight for queue in config.queues})
         self._lives = Tasks()
-        self._intake: Intake | None = None
         self._patience = Patience(reactor)
-        link = {"reactor": reactor, "config": config.broker, "name": config.name, "on_refused": on_refused}
-        self._publishing = BrokerLink(purpose="publish", prepare=_nothing, **link)
-        self._consuming = BrokerLink(purpose="consume", prepare=self._prepare, **link)
+        self._valve = Valve()
+        self._publishing = BrokerLink(
+            reactor=reactor,
+            config=config.broker,
+            purpose="publish",
+            name=config.name,
+            prepare=_nothing,
+            on_refused=on_refused,
+        )
+        self._taking = Taking(
+            config=config,
+            reactor=reactor,
+            slots=self._slots,
+            valve=self._valve,
+            receive=self._receive,
+            on_refused=on_refused,
+        )
         publisher = ConfirmingPublisher(self._publishing)
         self._life = SubmissionLife(
             config=config,
@@ -102,7 +113,7 @@ class AgentService(Service):
     @property
     def consuming(self) -> bool:
         """Whether there is a session that requests are taken from."""
-        return self._consuming.session is not None
+        return self._taking.consuming
 
     def startService(self) -> None:
         """Start the grader, if it is a service, then publishing, then taking requests."""
@@ -111,7 +122,7 @@ class AgentService(Service):
         if IService.providedBy(self._grader):
             self._grader.startService()
         self._publishing.startService()
-        self._consuming.startService()
+        self._taking.startService()
 
     def stopService(self) -> Deferred[None]:
         """Take no more, finish what is being graded, give the rest back, then close; fires when all that is done."""
@@ -120,7 +131,7 @@ class AgentService(Service):
 
     def hurry(self) -> None:
         """Cut a stop short, or the one that is about to begin: what is still being graded goes back to its queue."""
-        self._consuming.hurry()
+        self._taking.hurry()
         self._publishing.hurry()
         self._patience.hurry()
 
@@ -129,65 +140,19 @@ class AgentService(Service):
             self._log.warn("{count} submissions go back to their queues", count=len(self._lives))
             self._lives.cancel()
             await self._patience.to_the_last(LAST_CHANCE, self._lives.when_idle())
-        await gatherResults([self._consuming.stopService(), self._publishing.stopService()])
+        await gatherResults([self._taking.stopService(), self._publishing.stopService()])
         if IService.providedBy(self._grader):
             await maybeDeferred(self._grader.stopService)
 
     async def _drain(self) -> None:
         # A broker that doesn't answer is no reason to drain for longer, so this is a part of it.
-        if self._intake is not None:
-            await self._intake.close()
+        await self._taking.close()
         if self._lives:
             self._log.info("waiting for {count} submissions", count=len(self._lives))
         await self._lives.when_idle()
 
-    async def _prepare(self, session: Session) -> None:
-        """A consuming session is up: see to the queues, then take requests from it for as long as it lasts."""
-        await ensure_agent_topology(session, self._config)
-        if not self.running:
-            return
-        intake = Intake(
-            queues=tuple(queue.name for queue in self._config.queues),
-            open_port=lambda queue, failed: self._open_port(session, queue, failed),
-            slots=self._slots,
-            receive=self._receive,
-            clock=self._clock,
-        )
-        self._intake = intake
-        intake.open()
-        session.when_lost().addCallback(lambda _: intake.abandon())
-
-    async def _open_port(self, session: Session, queue: str, failed: bool) -> QueuePort:
-        if failed:
-            await ensure_request_queue(session, self._config.broker, queue)
-        return ChannelPort(await session.open_channel(), queue)
-
     def _receive(self, delivery: IHeldDelivery) -> Deferred[None]:
         return self._lives.launch(self._life.handle(delivery), "a submission's life")
-
-
-class ChannelPort:
-    """A channel that serves one queue, as a lane wants it."""
-
-    def __init__(self, channel: Channel, queue: str) -> None:
-        self._channel = channel
-        self._queue = queue
-
-    async def consume(self, receive: Callable[[IDelivery], None], ended: Callable[[BrokerError], None]) -> str:
-        """See :class:`QueuePort`."""
-        return await self._channel.consume(self._queue, receive, ended, prefetch=1)
-
-    async def cancel(self, tag: str) -> None:
-        """See :class:`QueuePort`."""
-        await self._channel.cancel(tag)
-
-    async def get(self) -> IDelivery | None:
-        """See :class:`QueuePort`."""
-        return await self._channel.get(self._queue)
-
-    async def close(self) -> None:
-        """See :class:`QueuePort`."""
-        await self._channel.close()
 
 
 async def _nothing(session: Session) -> None:

@@ -5,12 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edxagent.config.agent_keys import AGENT_KEYS, GRADER_KEYS, LMS_KEYS, RESULTS_KEYS, SECTIONS
+from edxagent.config.agent_keys import (
+    AGENT_KEYS,
+    BREAKER_KEYS,
+    GRADER_KEYS,
+    LMS_KEYS,
+    QUARANTINE_KEYS,
+    RESULTS_KEYS,
+    RETRY_KEYS,
+    SECTIONS,
+)
 from edxagent.config.broker import read_broker, read_broker_without_urls
 from edxagent.config.common import read_failure, read_log
 from edxagent.config.queues import MOST_QUEUES, queue_name, queue_options
 from edxagent.config.sections import ConfigFile, Section
-from edxagent.config.values import AgentConfig, BrokerConfig, GraderConfig, LMSSourceConfig, QueueConfig, ResultsConfig
+from edxagent.config.values import (
+    AgentConfig,
+    BreakerConfig,
+    BrokerConfig,
+    GraderConfig,
+    LMSSourceConfig,
+    QuarantineConfig,
+    QueueConfig,
+    ResultsConfig,
+    RetryConfig,
+)
 from edxagent.interfaces import IGraderFactory
 
 _NO_OVERRIDES: Mapping[str, str] = {}
@@ -43,13 +62,28 @@ def read_agent_config(
         queues = _read_queues(file.section("queues"))
     grader = _read_grader(file.section("grader"), find_factory)
     results = ResultsConfig(**file.section("results").read(RESULTS_KEYS))
+    retry = RetryConfig(**file.section("retry").read(RETRY_KEYS))
+    breaker = BreakerConfig(**file.section("breaker").read(BREAKER_KEYS))
+    quarantine = QuarantineConfig(**file.section("quarantine").read(QUARANTINE_KEYS))
     failure = read_failure(file.section("failure"))
     log = read_log(file.section("log"))
     config = AgentConfig(
-        **agent, broker=broker, queues=queues, grader=grader, results=results, failure=failure, log=log, lms=lms
+        **agent,
+        broker=broker,
+        queues=queues,
+        grader=grader,
+        results=results,
+        retry=retry,
+        breaker=breaker,
+        quarantine=quarantine,
+        failure=failure,
+        log=log,
+        lms=lms,
     )
     _check_times(file.section("grader"), config)
     _check_results(file.section("results"), config)
+    if breaker.longest_pause < breaker.pause:
+        file.section("breaker").complain("longest_pause", "is shorter than pause")
     file.problems.raise_if_any()
     return config
 

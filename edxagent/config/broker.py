@@ -8,7 +8,16 @@ from typing import Any
 
 from edxagent.config.broker_url import broker_address, refuse_written_password
 from edxagent.config.keys import REQUIRED, Key
-from edxagent.config.parsers import boolean, choice, count_between, has_control_characters, path, seconds, text
+from edxagent.config.parsers import (
+    boolean,
+    choice,
+    count_between,
+    has_control_characters,
+    path,
+    seconds,
+    seconds_between,
+    text,
+)
 from edxagent.config.sections import Section
 from edxagent.config.values import BrokerAddress, BrokerConfig, TLSConfig
 
@@ -52,6 +61,12 @@ BROKER_KEYS = (
         "declare", boolean, True, "Whether queues and exchanges that are missing are made; otherwise they are an error."
     ),
     Key("queue_type", choice("quorum", "classic"), "quorum", "Of the queues that we make."),
+    Key(
+        "watchdog",
+        seconds_between(0, 24 * 3600),
+        60.0,
+        "A connection over which nothing comes for so long though messages wait is made anew; 0 = it is believed.",
+    ),
     Key("tls_ca_file", path, None, "PEM file with the authorities to trust; without it, the system's."),
     Key("tls_certificate_file", path, None, "PEM file with our own certificate, where the broker asks for one."),
     Key("tls_key_file", path, None, "PEM file with its private key, unless that is in tls_certificate_file."),

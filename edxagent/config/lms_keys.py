@@ -15,13 +15,12 @@ from edxagent.config.lms_parsers import (
     html_tags,
     queue_names,
     queues_with_weights,
-    retry_delays,
     root_url,
     secret_text,
     size_below,
 )
 from edxagent.config.lms_values import ALLOWED_TAGS
-from edxagent.config.parsers import boolean, count_between, number, path, seconds, seconds_between, size, text
+from edxagent.config.parsers import boolean, count_between, delays, number, path, seconds, seconds_between, size, text
 from edxagent.config.queues import queue_name
 
 DAY = 86400.0
@@ -98,7 +97,7 @@ UPDATER_KEYS = (
     Key("max_result", size, 4 * 1024 * 1024, "A larger result is parked; nobody looks into it."),
     Key(
         "retry_delays",
-        retry_delays,
+        delays,
         (2.0, 10.0, 30.0, 120.0),
         "The pauses between attempts to deliver a verdict; the last one is repeated.",
     ),

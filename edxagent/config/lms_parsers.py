@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from urllib.parse import urlsplit
 
-from edxagent.config.parsers import LONGEST_TIME, seconds, size, text, url
+from edxagent.config.parsers import size, text, url
 from edxagent.config.queues import MOST_QUEUES, queue_name, queue_options
 
-MOST_RETRY_DELAYS = 10
 SHORTEST_SECRET = 16
 
 _ACTIVE = "applet base embed form frame iframe input link math meta object script style svg"
@@ -138,18 +136,3 @@ def html_tags(value: str) -> tuple[str, ...]:
     if active := sorted(ACTIVE_TAGS & set(tags)):
         raise ValueError(f"expected elements that do nothing by themselves, such as p or pre, but not {active[0]}")
     return tags
-
-
-def retry_delays(value: str) -> tuple[float, ...]:
-    """Times in seconds, ascending."""
-    expected = (
-        f"expected 1 to {MOST_RETRY_DELAYS} ascending times in seconds, each above 0 and at most {LONGEST_TIME:.0f}, "
-        "such as 2 10 60"
-    )
-    try:
-        delays = tuple(seconds(word) for word in value.split())
-    except ValueError:
-        raise ValueError(expected) from None
-    if not 1 <= len(delays) <= MOST_RETRY_DELAYS or any(first >= second for first, second in pairwise(delays)):
-        raise ValueError(expected)
-    return delays

@@ -49,6 +49,10 @@ _INTRODUCTIONS = {
     "and on `HUP`. While that can't be reached, the last good answer holds. Without this section nobody is asked.",
     "grader": "What grades. These two keys are common to all; the others depend on `kind`.",
     "results": "Where verdicts go, and which are believed.",
+    "retry": "A submission that got no verdict waits in a retry queue on the broker, and is graded again. A time to\n"
+    "wait that the grader asks for (`Retry-After`) is rounded up to the next of the pauses.",
+    "breaker": "A grader that fails time and again is left alone: submissions stay in their queues, for other agents.",
+    "quarantine": "A submission that was being graded when the agent died is graded alone the next time.",
     "failure": "What becomes known of a submission that got no verdict. It is kept in the queue's dead letters anyway.",
     "log": "What is written down about each event. Where to is twistd's business: `--logfile`, `--syslog`, or the\n"
     "terminal with `--nodaemon`. A log file makes room for a new one at 10 MB, and ten are kept. With `--logger` this\n"

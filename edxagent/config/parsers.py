@@ -10,6 +10,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 LONGEST_TEXT = 8 * 1024
@@ -17,6 +18,7 @@ LONGEST_TIME = 7 * 24 * 3600.0
 LARGEST_SIZE = 16 * 1024**3
 LARGEST_NUMBER = 1e9
 MOST_WORDS = 1000
+MOST_DELAYS = 10
 
 _DECIMAL = re.compile(r"[0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15}")
 _INTEGER = re.compile(r"[0-9]{1,15}")
@@ -177,3 +179,18 @@ def name_list(value: str) -> tuple[str, ...]:
     if len(names) > MOST_WORDS or any(len(name) > 255 or has_control_characters(name) for name in names):
         raise ValueError("expected names with blanks between them, such as LANG TZ")
     return names
+
+
+def delays(value: str) -> tuple[float, ...]:
+    """Times in seconds, ascending."""
+    expected = (
+        f"expected 1 to {MOST_DELAYS} ascending times in seconds, each above 0 and at most {LONGEST_TIME:.0f}, "
+        "such as 2 10 60"
+    )
+    try:
+        pauses = tuple(seconds(word) for word in value.split())
+    except ValueError:
+        raise ValueError(expected) from None
+    if not 1 <= len(pauses) <= MOST_DELAYS or any(first >= second for first, second in pairwise(pauses)):
+        raise ValueError(expected)
+    return pauses

@@ -53,6 +53,8 @@ class BrokerConfig:
     :ivar retry_initial: the pause before the first reconnection; doubles, with jitter, up to ``retry_max``.
     :ivar declare: whether what is missing on the broker is declared; otherwise it is an error.
     :ivar queue_type: of the queues that we declare: ``quorum`` or ``classic``.
+    :ivar watchdog: a connection over which nothing comes for so long though messages are ready is made anew (0 = it is
+        believed).
     """
 
     addresses: tuple[BrokerAddress, ...]
@@ -65,6 +67,7 @@ class BrokerConfig:
     retry_max: float = 30.0
     declare: bool = True
     queue_type: str = "quorum"
+    watchdog: float = 60.0
 
 
 @frozen(kw_only=True)
@@ -109,6 +112,49 @@ class FailureConfig:
 
     messages: Mapping[str, str] = field(factory=dict)
     tell_learner: Mapping[str, bool] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class RetryConfig:
+    """``[retry]``: how often, and after which pauses, a submission that got no verdict is graded again.
+
+    :ivar delays: ascending; the last one is repeated.
+    :ivar timeout_attempts: how often a submission may time out before it is a dead letter.
+    :ivar crash_attempts: the same for a grader that crashes on it, or answers what is no verdict.
+    :ivar give_up_after: for so long, since the first failure, the grader may be unavailable to it.
+    """
+
+    delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)
+    timeout_attempts: int = 1
+    crash_attempts: int = 2
+    give_up_after: float = 24 * 3600.0
+
+
+@frozen(kw_only=True)
+class BreakerConfig:
+    """``[breaker]``: when the grader is left alone.
+
+    :ivar failures: after so many in a row.
+    :ivar counts: the outcome words that are the grader's failures.
+    :ivar pause: for so long; it doubles, up to ``longest_pause``, each time that one submission then fails as well.
+    """
+
+    failures: int = 5
+    counts: tuple[str, ...] = ("unavailable",)
+    pause: float = 5.0
+    longest_pause: float = 300.0
+
+
+@frozen(kw_only=True)
+class QuarantineConfig:
+    """``[quarantine]``: what becomes of a submission that agents die of.
+
+    :ivar journal: the folder where is written down what is being graded; ``None`` = nowhere, and nothing is found out.
+    :ivar max_starts: a submission that was being graded when agents died so often isn't graded any more.
+    """
+
+    journal: str | None = "edxagent-journal"
+    max_starts: int = 5
 
 
 @frozen(kw_only=True)
@@ -160,6 +206,9 @@ class AgentConfig:
     queues: tuple[QueueConfig, ...]
     grader: GraderConfig
     results: ResultsConfig = ResultsConfig()
+    retry: RetryConfig = RetryConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    quarantine: QuarantineConfig = QuarantineConfig()
     failure: FailureConfig = FailureConfig()
     log: LogConfig = LogConfig()
     lms: LMSSourceConfig | None = None
