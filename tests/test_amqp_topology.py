@@ -15,11 +15,12 @@ from edxagent.amqp.topology import (
     ensure_updater_topology,
     open_reply_queue,
 )
-from edxagent.config.values import AgentConfig, GraderConfig, QueueConfig, ResultsConfig
+from edxagent.config.values import AgentConfig, GraderConfig, QueueConfig, ResultsConfig, RetryConfig
 from edxagent.errors import BrokerRefused, ChannelClosed
 from edxagent.model import (
     DEAD_EXCHANGE,
     REQUESTS_EXCHANGE,
+    REQUESTS_RETRY,
     RESULTS_EXCHANGE,
     RESULTS_RETRY,
     dead_queue_of,
@@ -95,6 +96,41 @@ class TopologyTests(LinkTestCase):
             ChannelClosed,
         )
         self.assertEqual(error.code, 406)
+
+    async def test_requests_come_back_from_retry_queues(self) -> None:
+        """Each of the configured delays has its queue, which keeps a request for so long; classic work queues too."""
+        delays = (0.05, 3601.0)
+        names = [retry_name(REQUESTS_RETRY, delay) for delay in delays]
+        self.addCleanup(lambda: self.remove_retry_queues(*names))
+        config = evolve(self.agent_config(queue_type="classic"), retry=RetryConfig(delays=delays))
+        await ensure_agent_topology(self.session, config)
+        channel = await self.channel(confirming=True)
+        for name in names:
+            await channel.publish(message(self.name, name.encode(), exchange=name))
+        back = None
+        while back is None:
+            back = await channel.get(self.name)
+        self.assertEqual((back.body, back.exchange), (names[0].encode(), REQUESTS_EXCHANGE))
+        self.assertEqual((await channel.declare_queue(names[1], passive=True)).messages, 1)
+
+    async def test_a_retry_queue_with_other_arguments(self) -> None:
+        """It would keep requests for ever, or lose them: the error names it and the remedy."""
+        name = retry_name(REQUESTS_RETRY, 3602.0)
+        self.addCleanup(lambda: self.remove_retry_queues(name))
+        await (await self.channel()).declare_queue(name, arguments={"x-message-ttl": 3602000})
+        config = evolve(self.agent_config(), retry=RetryConfig(delays=(3602.0,)))
+        error = await self.assertFailure(
+            Deferred.fromCoroutine(ensure_agent_topology(self.session, config)), BrokerRefused
+        )
+        for words in (f"declare queue '{name}' for retries", "406", "delete it once it is empty"):
+            self.assertIn(words, str(error))
+
+    async def remove_retry_queues(self, *names: str) -> None:
+        """Take retry queues away again."""
+        channel = await self.channel()
+        for name in names:
+            await channel.delete_queue(name)
+            await channel.exchange_delete(exchange=name)
 
     async def test_a_missing_queue_is_an_error_when_nothing_may_be_declared(self) -> None:
         """The error names the queue and the remedy."""

@@ -89,8 +89,13 @@ class BrokerRefusesTests(AgentTestCase):
             words = (f"there is no queue '{queue}'", "create it, or write declare = yes into [broker]")
             await self.refusal(*words, broker={"declare": "no"})
             await self.broker.declare_queue(queue)
-        agent = await self.agent(broker={"declare": "no"})
-        self.assertEqual(await agent.stop(), -15)
+        retry = {"delays": "4321"}
+        await self.refusal(
+            "there is no exchange 'grading.retry.4321000'", *words[1:], broker={"declare": "no"}, retry=retry
+        )
+        for declare in ("yes", "no"):
+            agent = await self.agent(broker={"declare": declare}, retry=retry)
+            self.assertEqual(await agent.stop(), -15)
 
     async def test_permissions(self) -> None:
         """The line names what the user may not do, and the command that grants it."""

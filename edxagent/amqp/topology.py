@@ -16,6 +16,7 @@ from edxagent.config.values import AgentConfig, BrokerConfig
 from edxagent.model import (
     DEAD_EXCHANGE,
     REQUESTS_EXCHANGE,
+    REQUESTS_RETRY,
     RESULTS_EXCHANGE,
     RESULTS_RETRY,
     milliseconds,
@@ -26,13 +27,16 @@ EXCHANGES = (REQUESTS_EXCHANGE, DEAD_EXCHANGE, RESULTS_EXCHANGE)
 
 
 async def ensure_agent_topology(session: Session, config: AgentConfig) -> None:
-    """See to everything that an agent needs: exchanges, request and dead-letter queues, the results queue.
+    """See to everything that an agent needs: exchanges, queues for requests, dead letters, results and retries.
 
-    :raises BrokerRefused: something is missing and ``declare`` is off, or the broker doesn't let us; says what to do.
+    :raises BrokerRefused: something is missing and ``declare`` is off, or a retry queue is there with other arguments,
+        or the broker doesn't let us; says what to do.
     :raises BrokerUnreachable: the session was lost, or the broker didn't answer in time.
     """
     queues = [queue.name for queue in config.queues]
     await ensure_topology(session, config.broker, queues=queues, results=config.results.queue)
+    # Last, because requests that wait in one that is there already go back only to queues that are bound.
+    await ensure_retry_queues(session, config.broker, REQUESTS_EXCHANGE, REQUESTS_RETRY, config.retry.delays)
 
 
 async def ensure_topology(session: Session, config: BrokerConfig, *, queues: Iterable[str], results: str) -> None:
