@@ -6,22 +6,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from edxagent.agent.life import SubmissionLife
+from edxagent.agent.grading import Grading, configured_grader
 from edxagent.agent.results import ResultPublisher
 from edxagent.agent.taking import Taking
 from edxagent.agent.valve import Valve
 from edxagent.amqp.link import BrokerLink, Session
 from edxagent.amqp.publisher import ConfirmingPublisher
 from edxagent.config.values import AgentConfig
-from edxagent.errors import BrokerRefused, ConfigError
-from edxagent.graders.registry import find_factory
-from edxagent.interfaces import GraderTools, IGrader, IHeldDelivery
-from edxagent.limits import DeadlineGrader, FairSlots
-from edxagent.tasks import Patience, Tasks
+from edxagent.errors import BrokerRefused
+from edxagent.interfaces import IGrader, IHeldDelivery
+from edxagent.limits import FairSlots
+from edxagent.tasks import Patience
 
 LAST_CHANCE = 10.0
 """Seconds that a cancelled submission may take to let go of what it holds, before the agent stops without it."""
@@ -47,19 +46,11 @@ def make_agent_service(
     """
     return AgentService(
         config=config,
-        grader=grader or _configured_grader(config, reactor),
+        grader=grader or configured_grader(config, reactor),
         reactor=reactor,
         on_refused=on_refused or (lambda refused: None),
         wall_clock=wall_clock,
     )
-
-
-def _configured_grader(config: AgentConfig, reactor: Any) -> IGrader:
-    tools = GraderTools(reactor=reactor, concurrency=config.concurrency, max_reply=config.results.max_reply)
-    try:
-        return find_factory(config.grader.kind).build(config.grader.options, tools)
-    except ValueError as error:
-        raise ConfigError([f"[grader] {error}"]) from None
 
 
 class AgentService(Service):
@@ -78,10 +69,7 @@ class AgentService(Service):
     ) -> None:
         self.setName("edxagent")
         self._config = config
-        self._grader = grader
-        self._clock = reactor
         self._slots = FairSlots(config.concurrency, {queue.name: queue.weight for queue in config.queues})
-        self._lives = Tasks()
         self._patience = Patience(reactor)
         self._valve = Valve()
         self._publishing = BrokerLink(
@@ -100,12 +88,11 @@ class AgentService(Service):
             receive=self._receive,
             on_refused=on_refused,
         )
-        publisher = ConfirmingPublisher(self._publishing)
-        self._life = SubmissionLife(
+        self._grading = Grading(
             config=config,
-            grader=DeadlineGrader(grader, config.grader.timeout, reactor),
+            grader=grader,
             slots=self._slots,
-            results=ResultPublisher(publisher, config.results.queue, reactor),
+            results=ResultPublisher(ConfirmingPublisher(self._publishing), config.results.queue, reactor),
             clock=reactor,
             wall_clock=wall_clock,
         )
@@ -119,8 +106,7 @@ class AgentService(Service):
         """Start the grader, if it is a service, then publishing, then taking requests."""
         super().startService()
         self._patience.renew()
-        if IService.providedBy(self._grader):
-            self._grader.startService()
+        self._grading.start()
         self._publishing.startService()
         self._taking.startService()
 
@@ -137,22 +123,21 @@ class AgentService(Service):
 
     async def _stop(self) -> None:
         if not await self._patience.with_time(self._config.drain_timeout, Deferred.fromCoroutine(self._drain())):
-            self._log.warn("{count} submissions go back to their queues", count=len(self._lives))
-            self._lives.cancel()
-            await self._patience.to_the_last(LAST_CHANCE, self._lives.when_idle())
+            self._log.warn("{count} submissions go back to their queues", count=len(self._grading))
+            self._grading.cancel()
+            await self._patience.to_the_last(LAST_CHANCE, self._grading.when_idle())
         await gatherResults([self._taking.stopService(), self._publishing.stopService()])
-        if IService.providedBy(self._grader):
-            await maybeDeferred(self._grader.stopService)
+        await self._grading.stop()
 
     async def _drain(self) -> None:
         # A broker that doesn't answer is no reason to drain for longer, so this is a part of it.
         await self._taking.close()
-        if self._lives:
-            self._log.info("waiting for {count} submissions", count=len(self._lives))
-        await self._lives.when_idle()
+        if len(self._grading):
+            self._log.info("waiting for {count} submissions", count=len(self._grading))
+        await self._grading.when_idle()
 
     def _receive(self, delivery: IHeldDelivery) -> Deferred[None]:
-        return self._lives.launch(self._life.handle(delivery), "a submission's life")
+        return self._grading.receive(delivery)
 
 
 async def _nothing(session: Session) -> None:
