@@ -15,13 +15,21 @@ from edxagent.interfaces import IGrader
 from edxagent.model import GraderRequest, GraderResponse
 
 
-@define
+@define(eq=False)
+class _Waiter:
+    """One who waits for a token; ``alone``, for one while nobody else holds any."""
+
+    alone: bool
+    granted: Deferred[None] = field(init=False)
+
+
+@define(eq=False)
 class _Lane:
-    """A queue's place in the turn: ``spent`` grows by 1 / weight with each slot that it gets."""
+    """A queue's place in the turn: ``spent`` grows by 1 / weight with each turn that it has."""
 
     weight: int
     spent: float = 0.0
-    waiting: deque[Deferred[None]] = field(factory=deque)
+    waiting: deque[_Waiter] = field(factory=deque)
 
 
 class FairSlots:
@@ -30,72 +38,134 @@ class FairSlots:
     Each token goes to the waiting queue that has had least for its weight (stride scheduling). A queue that had nothing
     waiting can't save up its turns: it comes back at most one round behind the others.
 
+    Whoever wants a token *alone* waits for a turn like the others. Then nobody else is given one until those that are
+    held have come back, the lone one has been granted, and it has come back too.
+
     :param count: the number of tokens.
     :param weights: queue name → its weight, from 1; a queue that isn't named weighs 1.
     """
 
     def __init__(self, count: int, weights: Mapping[str, int]) -> None:
+        # Nobody ever waits in it: who gets a token is decided only when there is one.
         self._semaphore = DeferredSemaphore(count)
-        self._claims: deque[Deferred[DeferredSemaphore]] = deque()
+        self._count = count
         self._lanes = {queue: _Lane(weight) for queue, weight in weights.items()}
         self._round = 0.0
+        self._waiting = 0
+        self._next: _Waiter | None = None
+        self._held_alone = False
+        self._serving = False
 
     @property
     def free(self) -> int:
-        """How many tokens nobody holds."""
-        return int(self._semaphore.tokens)
+        """How many tokens one who asks may have at once: none while one is held alone, or about to be."""
+        return 0 if self._held_alone or self._next else self._semaphore.tokens
 
     @property
     def busy(self) -> int:
         """How many tokens are held."""
-        return int(self._semaphore.limit - self._semaphore.tokens)
+        return self._semaphore.limit - self._semaphore.tokens
 
     @property
     def waiting(self) -> int:
         """How many wait for a token."""
-        return len(self._claims)
+        return self._waiting
 
-    def acquire(self, queue: str) -> Deferred[None]:
-        """Wait for a token; cancelling gives the place up."""
+    def acquire(self, queue: str, alone: bool = False) -> Deferred[None]:
+        """Wait for a token; cancelling gives the place up.
+
+        :param alone: for one that is held while no other is.
+        """
         lane = self._lanes.setdefault(queue, _Lane(1))
-        waiter: Deferred[None] = Deferred(lambda waiter: self._give_up(lane, waiter))
+        waiter = _Waiter(alone)
+        waiter.granted = Deferred(lambda _: self._give_up(lane, waiter))
         lane.waiting.append(waiter)
-        # A claim on the semaphore is anonymous: who gets the token is decided only when there is one.
-        claim = self._semaphore.acquire()
-        if claim.called:
-            self._grant()
-        else:
-            self._claims.append(claim)
-            claim.addCallback(self._grant_claim)
-            claim.addErrback(lambda failure: failure.trap(CancelledError) and None)
-        return waiter
+        self._waiting += 1
+        self._serve()
+        return waiter.granted
 
     def release(self) -> None:
         """Give a token back."""
+        self._held_alone = False
         self._semaphore.release()
+        self._fit()
+        self._serve()
 
     def hand_over(self, queue: str) -> None:
-        """Give a token back so that the last of ``queue``'s that waits for one gets it, out of turn."""
-        lane = self._lanes[queue]
-        if lane.waiting:
-            self._claims.pop().cancel()
-            lane.waiting.pop().callback(None)
-        else:
-            self.release()
+        """Give a token back so that the last of ``queue``'s that waits for one gets it, out of turn.
 
-    def _grant_claim(self, _: object) -> None:
-        self._claims.popleft()
-        self._grant()
+        One that wants it alone has its turn then, but gets it only when no other is held.
+        """
+        lane = self._lanes.get(queue)
+        if lane is not None and lane.waiting and not self._held_alone:
+            waiter = lane.waiting[-1]
+            if not waiter.alone or self.busy == 1:
+                lane.waiting.pop()
+                self._grant(waiter)
+                return
+            if self._next is None:
+                self._next = lane.waiting.pop()
+        self.release()
 
-    def _grant(self) -> None:
+    def resize(self, count: int) -> None:
+        """Have ``count`` tokens, from 1, as soon as no more than that are held; none is taken from its holder."""
+        self._count = count
+        self._fit()
+        self._serve()
+
+    def reweigh(self, weights: Mapping[str, int]) -> None:
+        """Go by other weights from now on; who waits keeps the place."""
+        kept = {queue: lane for queue, lane in self._lanes.items() if queue in weights or lane.waiting}
+        self._lanes = {queue: kept.get(queue) or _Lane(1) for queue in (*kept, *weights)}
+        for queue, lane in self._lanes.items():
+            lane.weight = weights.get(queue, 1)
+
+    def _fit(self) -> None:
+        semaphore = self._semaphore
+        while semaphore.limit < self._count:
+            semaphore.limit += 1
+            semaphore.release()
+        while semaphore.limit > self._count and semaphore.tokens:
+            semaphore.tokens -= 1
+            semaphore.limit -= 1
+
+    def _serve(self) -> None:
+        if self._serving:
+            return  # who is granted a token may give it back at once: hundreds in a row would overflow the stack
+        self._serving = True
+        while (waiter := self._due()) is not None:
+            self._semaphore.acquire()
+            self._grant(waiter)
+        self._serving = False
+
+    def _due(self) -> _Waiter | None:
+        """Take out of the line whoever may have a token now."""
+        if self._held_alone or not self._semaphore.tokens or not self._waiting:
+            return None
+        waiter = self._next = self._next or self._take_turn()
+        if waiter.alone and self.busy:
+            return None
+        self._next = None
+        return waiter
+
+    def _take_turn(self) -> _Waiter:
         lane = min((lane for lane in self._lanes.values() if lane.waiting), key=lambda lane: lane.spent)
         self._round = max(self._round, lane.spent)
         lane.spent = max(lane.spent, self._round - 1) + 1 / lane.weight
-        lane.waiting.popleft().callback(None)
+        return lane.waiting.popleft()
 
-    def _give_up(self, lane: _Lane, waiter: Deferred[None]) -> None:
-        lane.waiting.remove(waiter)
-        self._claims.pop().cancel()
+    def _grant(self, waiter: _Waiter) -> None:
+        self._waiting -= 1
+        self._held_alone = waiter.alone
+        waiter.granted.callback(None)
+
+    def _give_up(self, lane: _Lane, waiter: _Waiter) -> None:
+        if waiter is self._next:
+            self._next = None
+        else:
+            lane.waiting.remove(waiter)
+        self._waiting -= 1
+        self._serve()
 
 
 class _Work(Deferred[GraderResponse]):
