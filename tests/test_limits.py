@@ -178,6 +178,16 @@ class AloneTests(SynchronousTestCase):
         self.successResultOf(alone)
         self.assertNoResult(slots.acquire("a"))
 
+    def test_hand_over_from_alone(self) -> None:
+        """Who was alone and hands the token over lets in as many as there is room for."""
+        slots = FairSlots(2, {})
+        slots.acquire("a", alone=True)
+        first, second, third = slots.acquire("a"), slots.acquire("b"), slots.acquire("b")
+        slots.hand_over("b")
+        self.successResultOf(first)
+        self.successResultOf(second)
+        self.assertNoResult(third)
+
     @given(
         count=st.integers(1, 5),
         weights=st.dictionaries(st.sampled_from("abc"), st.integers(1, 9)),
@@ -281,7 +291,8 @@ class ReloadedSlotsTests(SynchronousTestCase):
         slots.acquire("a")
         waiting = [slots.acquire("a").addCallback(lambda _: slots.release()) for _ in range(5000)]
         slots.release()
-        self.assertTrue(all(one.called for one in waiting))
+        for one in waiting:
+            self.successResultOf(one)
         self.assertEqual((slots.free, slots.waiting), (1, 0))
 
 
