@@ -1,7 +1,7 @@
 """A circuit breaker: who failed too often in a row is left alone for a while, then asked once.
 
 *Closed*: ask. After ``failures`` in a row it is *open*: don't ask. When ``pause`` seconds are over it is *half-open*:
-one may ask; if that fails, it is open again, and if it is answered, closed.
+one may ask; if that fails, it is open again, for twice as long if pauses may grow, and if it is answered, closed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ class _Target:
     """One that failed lately.
 
     :ivar failures: in a row.
+    :ivar pause: how long it is left alone, or was the last time.
     :ivar open_until: when the next one may ask; ``None`` while it is closed.
     :ivar probing: whether the one that may ask is doing so.
     """
 
+    pause: float
     failures: int = 0
     open_until: float | None = None
     probing: bool = False
@@ -31,15 +33,26 @@ class Breaker:
     Who asks says afterwards how it went, by one of :meth:`answered`, :meth:`failed` and :meth:`unknown`.
 
     :param failures: in a row, after which a target is left alone.
-    :param pause: for so many seconds.
+    :param pause: for so many seconds, the first time.
+    :param longest_pause: each time that the one who may ask fails as well, the pause doubles up to this; ``None`` = it
+        stays the same.
     :param seconds: the clock.
     :param most: so many targets, two or more, are remembered; beyond it the one that failed longest ago is forgotten,
         closed ones first. One that is all right takes no place.
     """
 
-    def __init__(self, *, failures: int, pause: float, seconds: Callable[[], float], most: int = 1000) -> None:
+    def __init__(
+        self,
+        *,
+        failures: int,
+        pause: float,
+        longest_pause: float | None = None,
+        seconds: Callable[[], float],
+        most: int = 1000,
+    ) -> None:
         self._failures = failures
         self._pause = pause
+        self._longest_pause = pause if longest_pause is None else longest_pause
         self._seconds = seconds
         self._most = most
         self._targets: dict[str, _Target] = {}
@@ -62,7 +75,7 @@ class Breaker:
         state = self._targets.get(target)
         if state is None or state.open_until is None:
             return 0.0
-        return self._pause if state.probing else max(0.0, state.open_until - self._seconds())
+        return state.pause if state.probing else max(0.0, state.open_until - self._seconds())
 
     def answered(self, target: str) -> bool:
         """It works; whether it was left alone until now."""
@@ -72,12 +85,14 @@ class Breaker:
     def failed(self, target: str) -> bool:
         """It doesn't work; whether it will be left alone from now on, and wasn't before."""
         # The one that failed last goes to the end, so that the first is the one to forget.
-        state = self._targets.pop(target) if target in self._targets else _Target()
+        state = self._targets.pop(target) if target in self._targets else _Target(self._pause)
         self._targets[target] = state
         state.failures += 1
         was_closed = state.open_until is None
         if state.failures >= self._failures and (was_closed or state.probing):
-            state.open_until = self._seconds() + self._pause
+            if not was_closed:
+                state.pause = min(state.pause * 2, self._longest_pause)
+            state.open_until = self._seconds() + state.pause
         state.probing = False
         self._forget()
         return was_closed and state.open_until is not None

@@ -1,18 +1,25 @@
 """What happens to a request, by the outcome of its submission: one table, no exceptions from it.
 
-Every failing outcome has a single attempt. A ladder of retries would be one more column, ``retry_after``, read before
-``dead_letter``; nothing else here would change.
-
+A failure that may be tried again is published to a retry queue until its limit is reached; only then its row counts.
 No row requeues but ``cancelled``, so a poisonous request can't circle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from edxagent.model import Outcome
+
+
+class Limit(Enum):
+    """The key of ``[retry]`` that says when a submission that fails so isn't tried again."""
+
+    TIMEOUTS = "timeout_attempts"
+    CRASHES = "crash_attempts"
+    TIME = "give_up_after"
 
 
 @frozen(kw_only=True)
@@ -22,29 +29,30 @@ class Disposition:
     :ivar dead_letter: publish the request to its dead-letter queue.
     :ivar tell_learner: publish a verdict; for any outcome but ``graded`` one that says that it wasn't their fault.
     :ivar requeue: give it back to its queue; otherwise ack.
+    :ivar retried_until: before all that: publish it to a retry queue and ack, until this is reached; ``None`` = never.
     """
 
     dead_letter: bool
     tell_learner: bool
     requeue: bool = False
+    retried_until: Limit | None = None
 
 
-_DONE = Disposition(dead_letter=False, tell_learner=True)
-_BACK = Disposition(dead_letter=False, tell_learner=False, requeue=True)
-_FAILED_AND_TOLD = Disposition(dead_letter=True, tell_learner=True)
-_FAILED_QUIETLY = Disposition(dead_letter=True, tell_learner=False)
+def _failed(*, told: bool, retried_until: Limit | None = None) -> Disposition:
+    return Disposition(dead_letter=True, tell_learner=told, retried_until=retried_until)
+
 
 # A failure verdict is a 0 that closes the attempt, and the LMS ignores a later one; so where the fault is ours and a
 # replay can still grade it, the learner isn't told.
 DEFAULT_TABLE: Mapping[Outcome, Disposition] = {
-    Outcome.GRADED: _DONE,
-    Outcome.MALFORMED: _FAILED_AND_TOLD,
-    Outcome.UNAVAILABLE: _FAILED_QUIETLY,
-    Outcome.TIMED_OUT: _FAILED_AND_TOLD,
-    Outcome.CRASHED: _FAILED_AND_TOLD,
-    Outcome.BAD_REPLY: _FAILED_AND_TOLD,
-    Outcome.QUARANTINED: _FAILED_QUIETLY,
-    Outcome.CANCELLED: _BACK,
+    Outcome.GRADED: Disposition(dead_letter=False, tell_learner=True),
+    Outcome.MALFORMED: _failed(told=True),
+    Outcome.UNAVAILABLE: _failed(told=False, retried_until=Limit.TIME),
+    Outcome.TIMED_OUT: _failed(told=True, retried_until=Limit.TIMEOUTS),
+    Outcome.CRASHED: _failed(told=True, retried_until=Limit.CRASHES),
+    Outcome.BAD_REPLY: _failed(told=True, retried_until=Limit.CRASHES),
+    Outcome.QUARANTINED: _failed(told=False),
+    Outcome.CANCELLED: Disposition(dead_letter=False, tell_learner=False, requeue=True),
 }
 
 
@@ -58,4 +66,4 @@ def dispose(outcome: Outcome, *, tell_learner: Mapping[str, bool], header_known:
     if not row.dead_letter:
         return row
     wanted = tell_learner.get(str(outcome), row.tell_learner)
-    return _FAILED_AND_TOLD if wanted and header_known else _FAILED_QUIETLY
+    return evolve(row, tell_learner=wanted and header_known)

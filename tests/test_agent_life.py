@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, LogLevel, capturedLogs
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from edxagent.agent.grader_breaker import GraderBreaker
 from edxagent.agent.held import HeldDelivery
 from edxagent.agent.life import MANY_RETURNS, SubmissionLife
 from edxagent.agent.results import ResultPublisher
-from edxagent.config.values import AgentConfig, BrokerConfig, FailureConfig, GraderConfig, QueueConfig, ResultsConfig
+from edxagent.agent.valve import Valve
+from edxagent.config.values import (
+    AgentConfig,
+    BreakerConfig,
+    BrokerConfig,
+    FailureConfig,
+    GraderConfig,
+    QueueConfig,
+    ResultsConfig,
+    RetryConfig,
+)
 from edxagent.errors import (
     BadReply,
     BrokerUnreachable,
@@ -25,8 +38,9 @@ from edxagent.errors import (
     MessageRefused,
     PublishFailed,
 )
+from edxagent.interfaces import IDelivery
 from edxagent.limits import FairSlots
-from edxagent.model import GraderRequest, GraderResponse, Message, Properties
+from edxagent.model import REQUESTS_RETRY, GraderRequest, GraderResponse, Message, Properties, retry_name
 from edxagent.testing.graders import StubGrader
 from edxagent.testing.memory import MemoryBroker, MemoryPublisher
 from edxagent.wire.request import encode_request
@@ -41,8 +55,37 @@ CONFIG = AgentConfig(
     queues=(QueueConfig(name="q"),),
     grader=GraderConfig(kind="stub"),
     results=ResultsConfig(max_score=5),
+    retry=RetryConfig(delays=(5.0, 30.0), crash_attempts=2, give_up_after=100),
+    breaker=BreakerConfig(failures=3, counts=("unavailable", "crashed")),
 )
+ONCE = evolve(CONFIG, retry=RetryConfig(crash_attempts=1))
 NOW = 1_700_000_000.0
+
+
+class KnownSuspects:
+    """A quarantine that is told whom to suspect."""
+
+    def __init__(self) -> None:
+        self.suspects: set[str] = set()
+        self.convicts: set[str] = set()
+        self.watched: list[str] = []
+
+    def is_suspect(self, delivery: IDelivery) -> bool:
+        """See ``Quarantine``."""
+        return delivery.properties.message_id in self.suspects
+
+    def is_convicted(self, submission: str) -> bool:
+        """See ``Quarantine``."""
+        return submission in self.convicts
+
+    @contextmanager
+    def watch(self, submission: str) -> Iterator[None]:
+        """See ``Quarantine``."""
+        self.watched.append(submission)
+        try:
+            yield
+        finally:
+            self.watched.remove(submission)
 
 
 class Bench:
@@ -54,19 +97,32 @@ class Bench:
         self.broker.declare("q")
         self.broker.bind("grading.dead", "q", "q.dead")
         self.broker.bind("grading.results", "grading.results", "grading.results")
+        for delay in config.retry.delays:
+            self.broker.bind(retry_name(REQUESTS_RETRY, delay), "q", f"after {delay:g} s")
         self.publisher = MemoryPublisher(self.broker)
+        self.valve = Valve()
         self.grader = StubGrader(*answers)
         self.slots = FairSlots(1, {})
         self.begun: list[HeldDelivery] = []
+        self.breaker = GraderBreaker(
+            config=config.breaker, valve=self.valve, clock=self.clock, wall_clock=self.wall_clock
+        )
+        self.quarantine = KnownSuspects()
         self.life = SubmissionLife(
             config=config,
             grader=self.grader,
             slots=self.slots,
-            results=ResultPublisher(self.publisher, "grading.results", self.clock),
+            results=ResultPublisher(self.publisher, "grading.results", self.clock, self.valve),
             clock=self.clock,
-            wall_clock=lambda: NOW + self.clock.seconds(),
+            wall_clock=self.wall_clock,
+            breaker=self.breaker,
+            quarantine=self.quarantine,
         )
         self.logged: list[LogEvent] = []
+
+    def wall_clock(self) -> float:
+        """Seconds since the epoch."""
+        return NOW + self.clock.seconds()
 
     def take(self, message: Message) -> Any:
         """Put a message into the queue and take it out; the delivery."""
@@ -95,6 +151,13 @@ class Bench:
         return [
             (json.loads(json.loads(body)["xqueue_body"]), properties)
             for body, properties in self.broker.messages("grading.results")
+        ]
+
+    def waiting(self, seconds: float) -> list[Message]:
+        """What is in the retry queue of a delay."""
+        return [
+            Message(exchange="", routing_key="q", body=body, properties=properties)
+            for body, properties in self.broker.messages(f"after {seconds:g} s")
         ]
 
 
@@ -187,40 +250,37 @@ class GradedTests(SynchronousTestCase):
 
 
 class FailedTests(SynchronousTestCase):
-    """A submission that doesn't."""
+    """A submission that doesn't, at its last attempt."""
 
     def test_outcomes(self) -> None:
-        """Each failure makes a dead letter that says why; the learner hears of it unless the fault is ours."""
-        for answer, outcome, told in (
-            (MalformedSubmission("a file is missing"), "malformed", True),
-            (GraderUnavailable("refused"), "unavailable", False),
-            (GraderTimedOut("late"), "timed-out", True),
-            (GraderCrashed("exit 1"), "crashed", True),
-            (BadReply("too large"), "bad-reply", True),
-            (b"<html>", "bad-reply", True),
-            (b'{"correct": true, "score": 6, "msg": "x"}', "bad-reply", True),
+        """Each failure makes a dead letter that says why, and the learner hears of it."""
+        for answer, outcome in (
+            (MalformedSubmission("a file is missing"), "malformed"),
+            (GraderTimedOut("late"), "timed-out"),
+            (GraderCrashed("exit 1"), "crashed"),
+            (BadReply("too large"), "bad-reply"),
+            (b"<html>", "bad-reply"),
+            (b'{"correct": true, "score": 6, "msg": "x"}', "bad-reply"),
         ):
-            bench = Bench(answer)
+            bench = Bench(answer, config=ONCE)
             delivery = bench.run(request())
             ((body, properties),) = bench.broker.messages("q.dead")
             self.assertEqual(body, delivery.body)
             self.assertEqual(properties.headers["x-outcome"], outcome)
-            self.assertEqual(properties.headers["x-told-learner"], told)
+            self.assertTrue(properties.headers["x-told-learner"])
             self.assertTrue(properties.headers["x-error"])
-            self.assertEqual(
-                [(v["correct"], p.headers["x-outcome"]) for v, p in bench.results()], [(False, outcome)] * told
-            )
+            self.assertEqual([(v["correct"], p.headers["x-outcome"]) for v, p in bench.results()], [(False, outcome)])
             self.assertEqual((delivery.settled, bench.slots.free), ("ack", 1))
 
     def test_dead_letter_first(self) -> None:
         """The dead letter is safe before the learner is told."""
-        bench = Bench(GraderCrashed("exit 1"))
+        bench = Bench(GraderCrashed("exit 1"), config=ONCE)
         bench.run(request())
         self.assertEqual([m.exchange for m in bench.publisher.published], ["grading.dead", "grading.results"])
 
     def test_surprise(self) -> None:
         """An exception that no grader may raise counts as a crash; its traceback is logged, its text isn't told."""
-        bench = Bench(ZeroDivisionError("the-answer"))
+        bench = Bench(ZeroDivisionError("the-answer"), config=ONCE)
         bench.run(request())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         ((_, properties),) = bench.broker.messages("q.dead")
@@ -236,7 +296,7 @@ class FailedTests(SynchronousTestCase):
                 """See ``IGrader``."""
                 raise SystemExit(1)
 
-        bench = Bench()
+        bench = Bench(config=ONCE)
         bench.life._grader = Exits()
         delivery = bench.run(request())
         self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 1)
@@ -259,10 +319,181 @@ class FailedTests(SynchronousTestCase):
         failure = FailureConfig(
             tell_learner={"unavailable": True, "crashed": False}, messages={"unavailable": "<p>Later.</p>"}
         )
-        bench = Bench(GraderUnavailable("refused"), GraderCrashed("x"), config=evolve(CONFIG, failure=failure))
-        bench.run(request())
+        bench = Bench(GraderUnavailable("refused"), GraderCrashed("x"), config=evolve(ONCE, failure=failure))
+        bench.run(request(headers={"x-first-failed": NOW - 24 * 3600}))
         bench.run(request())
         self.assertEqual([verdict["msg"] for verdict, _ in bench.results()], ["<p>Later.</p>"])
+        self.assertEqual(len(bench.broker.bodies("q.dead")), 2)
+
+
+class RetriedTests(SynchronousTestCase):
+    """A submission that is tried again."""
+
+    def test_waits_on_the_broker(self) -> None:
+        """The same request goes to the retry queue; it is acked when the broker has it there, and nothing is kept."""
+        bench = Bench(GraderUnavailable("refused"))
+        before = request(correlation_id="c", reply_to="elsewhere")
+        delivery = bench.run(before)
+        (retry,) = bench.waiting(5)
+        self.assertEqual(retry.body, delivery.body)
+        self.assertEqual(evolve(retry.properties, headers={}), evolve(before.properties, headers={}))
+        self.assertEqual((delivery.settled, bench.slots.free, bench.clock.getDelayedCalls()), ("ack", 1, []))
+        self.assertEqual((bench.broker.bodies("q.dead"), bench.results()), ([], []))
+
+    def test_never_acked_before_the_confirm(self) -> None:
+        """Until the broker has confirmed the retry, the request is ours."""
+        bench = Bench(GraderUnavailable("refused"))
+        bench.publisher.failures = [PublishFailed("nacked")]
+        delivery = bench.take(request())
+        bench.handle(delivery)
+        bench.clock.advance(0.4)
+        self.assertEqual((delivery.settled, bench.slots.free), (None, 0))
+        bench.clock.pump([0.2, 0.001, 0.001])
+        self.assertEqual((delivery.settled, len(bench.waiting(5))), ("ack", 1))
+
+    def test_crashes_twice(self) -> None:
+        """At the second crash it is a dead letter that tells of both, and the verdict says which attempt it was."""
+        bench = Bench(GraderCrashed("exit status 3"), GraderCrashed("exit status 4"))
+        bench.run(request())
+        bench.run(bench.waiting(5)[0])
+        ((_, dead),) = bench.broker.messages("q.dead")
+        self.assertEqual((dead.headers["x-attempt"], dead.headers["x-failures"]), (2, {"crashed": 2}))
+        self.assertEqual(
+            [entry.split(maxsplit=3)[::3] for entry in dead.headers["x-history"]],
+            [["1", "agent-1: exit status 3"], ["2", "agent-1: exit status 4"]],
+        )
+        ((_, result),) = bench.results()
+        self.assertEqual((result.headers["x-outcome"], result.headers["x-attempt"]), ("crashed", 2))
+        self.assertEqual([each.attempt for each in bench.grader.requests], [1, 2])
+
+    def test_graded_at_last(self) -> None:
+        """Unavailable twice, it waits longer each time; then it is graded, at attempt three."""
+        bench = Bench(GraderUnavailable("refused"), GraderUnavailable("refused"), GOOD)
+        bench.run(request())
+        bench.run(bench.waiting(5)[0])
+        bench.run(bench.waiting(30)[0])
+        ((verdict, result),) = bench.results()
+        self.assertEqual((verdict["score"], result.headers["x-attempt"]), (1.0, 3))
+        self.assertEqual(bench.broker.bodies("q.dead"), [])
+
+    def test_retry_after(self) -> None:
+        """A grader that asks for 6 s isn't asked after 5."""
+        bench = Bench(GraderUnavailable("busy", 6.0))
+        bench.run(request())
+        self.assertEqual((bench.waiting(5), len(bench.waiting(30))), ([], 1))
+
+    def test_given_up(self) -> None:
+        """Unavailable for too long it is a dead letter, and no learner gets a 0."""
+        bench = Bench(GraderUnavailable("refused"))
+        bench.run(request())
+        bench.clock.advance(100)
+        bench.run(bench.waiting(5)[0])
+        ((_, dead),) = bench.broker.messages("q.dead")
+        self.assertEqual((dead.headers["x-outcome"], dead.headers["x-told-learner"]), ("unavailable", False))
+        self.assertEqual(bench.results(), [])
+
+    def test_given_back(self) -> None:
+        """One that goes back to its queue keeps what is known of its attempts, and none is counted."""
+        bench = Bench(GraderCrashed("exit status 3"), None)
+        bench.run(request())
+        delivery = bench.take(bench.waiting(5)[0])
+        bench.handle(delivery).cancel()
+        bench.clock.pump([0.001] * 3)
+        ((_, properties),) = bench.broker.messages("q")
+        self.assertEqual((properties.headers["x-attempt"], properties.headers["x-failures"]), (2, {"crashed": 1}))
+
+    def test_log_line(self) -> None:
+        """The line says when it is tried again."""
+        bench = Bench(GraderUnavailable("refused"))
+        bench.run(request())
+        (event,) = bench.logged
+        self.assertIn("refused; tried again in 5 s", formatEvent(event))
+
+
+class BreakerTests(SynchronousTestCase):
+    """What the breaker hears, and what it changes."""
+
+    def test_opens(self) -> None:
+        """After three failures in a row no more are taken."""
+        bench = Bench(GraderUnavailable("refused"))
+        for _ in range(3):
+            self.assertTrue(bench.valve.is_open)
+            bench.run(request())
+        self.assertEqual(
+            bench.valve.reasons,
+            {"breaker": "the grader failed 3 times in a row: refused; one submission is tried in 5 s"},
+        )
+
+    def test_graded_between(self) -> None:
+        """Only failures in a row count."""
+        bench = Bench(*[GraderUnavailable("refused"), GraderUnavailable("refused"), GOOD] * 2)
+        for _ in range(6):
+            bench.run(request())
+        self.assertTrue(bench.valve.is_open)
+
+    def test_not_held_against_it(self) -> None:
+        """What a grader that is down does to a submission doesn't count towards its end."""
+        bench = Bench(GraderCrashed("exit status 127"))
+        for _ in range(3):
+            bench.run(request())
+        doomed = request(headers={"x-failures": {"crashed": 1}, "x-attempt": 2})
+        bench.run(doomed)
+        retry = bench.waiting(30)[-1]
+        self.assertEqual(retry.properties.headers["x-failures"], {"crashed": 1, "unavailable": 1})
+        self.assertIn("crashed, as others before it: exit status 127", retry.properties.headers["x-history"][-1])
+        self.assertEqual((bench.results(), bench.broker.bodies("q.dead")), ([], []))
+
+    def test_says_nothing(self) -> None:
+        """What never reached the grader, or was cancelled there, tells nothing of it."""
+        bench = Bench(GraderUnavailable("refused"), GraderUnavailable("refused"), None, GraderUnavailable("refused"))
+        bench.run(request())
+        bench.run(request())
+        bench.handle(bench.take(request())).cancel()
+        bench.clock.pump([0.001] * 3)
+        bench.broker["q"].ready.clear()
+        bench.run(evolve(request(), body=b"?"))
+        bench.quarantine.convicts.add("s-1")
+        bench.run(request())
+        bench.quarantine.convicts.clear()
+        self.assertTrue(bench.valve.is_open)
+        bench.run(request())
+        self.assertFalse(bench.valve.is_open)
+
+
+class QuarantinedTests(SynchronousTestCase):
+    """A submission that agents died of."""
+
+    def test_watched(self) -> None:
+        """It is known that a submission is being graded from before its grader begins until it has ended."""
+        bench = Bench(None)
+        life = bench.handle(bench.take(request()))
+        self.assertEqual((bench.quarantine.watched, len(bench.grader.hanging)), (["s-1"], 1))
+        life.cancel()
+        self.assertEqual(bench.quarantine.watched, [])
+
+    def test_suspect(self) -> None:
+        """A suspect is graded when no other is, and no other while it is."""
+        bench = Bench(None)
+        bench.slots.resize(2)
+        bench.quarantine.suspects.add("s-1")
+        first, suspect, last = (bench.take(request(message_id=name)) for name in ("s-0", "s-1", "s-2"))
+        for delivery in (first, suspect, last):
+            bench.handle(delivery)
+        for turn in (["s-0"], ["s-1"], ["s-2"]):
+            self.assertEqual(bench.quarantine.watched, turn)
+            bench.grader.hanging[0].callback(GOOD)
+            bench.clock.pump([0.001] * 3)
+        self.assertEqual([each.settled for each in (first, suspect, last)], ["ack"] * 3)
+
+    def test_convicted(self) -> None:
+        """One of which it is known isn't graded any more: it is a dead letter, and the learner gets no 0."""
+        bench = Bench(GOOD)
+        bench.quarantine.convicts.add("s-1")
+        delivery = bench.run(request())
+        ((_, dead),) = bench.broker.messages("q.dead")
+        self.assertEqual((dead.headers["x-outcome"], dead.headers["x-told-learner"]), ("quarantined", False))
+        self.assertEqual((delivery.settled, bench.grader.requests, bench.results()), ("ack", [], []))
+        self.assertEqual((bench.slots.free, bench.quarantine.watched), (1, []))
 
 
 class PublishingTests(SynchronousTestCase):
@@ -286,10 +517,10 @@ class PublishingTests(SynchronousTestCase):
         delivery = bench.take(request())
         bench.handle(delivery)
         bench.clock.pump([0.1] * 100)
-        self.assertEqual(delivery.settled, None)
+        self.assertEqual((delivery.settled, list(bench.valve.reasons)), (None, ["publishing"]))
         bench.broker.declare("grading.results")
-        bench.clock.pump([0.1] * 200)
-        self.assertEqual((delivery.settled, len(bench.results())), ("ack", 1))
+        bench.clock.pump([0.1] * 60)
+        self.assertEqual((delivery.settled, len(bench.results()), bench.valve.is_open), ("ack", 1, True))
 
     def test_cannot_be_carried(self) -> None:
         """A verdict that AMQP can't carry isn't tried for ever: it is logged, and the request stays unsettled."""

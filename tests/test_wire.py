@@ -13,6 +13,7 @@ from edxagent.model import Message, Outcome, Properties, Verdict
 from edxagent.wire.dead_letter import encode_dead_letter
 from edxagent.wire.request import attempt_of, decode_request, encode_request, grader_request, requeued_request
 from edxagent.wire.result import Phases, Result, decode_result, encode_result
+from edxagent.wire.retry import Attempts
 from edxagent.words import MAX_REASON, shorten
 
 HEADER = '{"lms_callback_url": "http://lms/", "lms_key": "secret", "queue_name": "q"}'
@@ -241,10 +242,11 @@ class EncodeDeadLetterTests(SynchronousTestCase):
             body=b"\xff",
             request=Properties(reply_to="r", type="t", headers={**known, **headers}),
             submission="7",
-            outcome=Outcome.MALFORMED,
+            outcome=Outcome.CRASHED,
             reason=reason,
             agent="a",
             grader="http",
+            attempts=Attempts(attempt=4, failures={"crashed": 2}, first_failed=7.5, history=("3 …", "4 …")),
             told_learner=False,
             time=12.5,
         )
@@ -256,17 +258,20 @@ class EncodeDeadLetterTests(SynchronousTestCase):
         self.assertEqual((message.exchange, message.routing_key), ("grading.dead", "q"))
 
     def test_headers(self) -> None:
-        """Headers say why, who, when and at which attempt; the broker's own are gone."""
+        """Headers say why, who, when and after which attempts; the broker's own are gone."""
         self.assertEqual(
             self.message().properties.headers,
             {
                 "x-origin": "o",
-                "x-outcome": "malformed",
+                "x-outcome": "crashed",
                 "x-error": "why",
                 "x-agent": "a",
                 "x-grader": "http",
                 "x-queue": "q",
                 "x-attempt": 4,
+                "x-failures": {"crashed": 2},
+                "x-first-failed": 7.5,
+                "x-history": ["3 …", "4 …"],
                 "x-told-learner": False,
                 "x-time": 12.5,
             },
@@ -292,12 +297,11 @@ class RequeuedRequestTests(SynchronousTestCase):
 
     def test_same_request(self) -> None:
         """It goes straight to its queue, and no other, with all it had but for the broker's count."""
-        properties = Properties(
-            message_id="1", headers={"x-delivery-count": 12, "CC": ["other"], "BCC": ["q"], "x-attempt": 2}
-        )
+        past = Attempts(attempt=2, failures={"crashed": 1}, first_failed=7.5, history=("1 …",)).headers()
+        properties = Properties(message_id="1", headers={"x-delivery-count": 12, "CC": ["other"], "BCC": ["q"], **past})
         message = requeued_request("q", b"body", properties)
         self.assertEqual((message.exchange, message.routing_key, message.body), ("", "q", b"body"))
-        self.assertEqual(message.properties, evolve(properties, headers={"x-attempt": 2}))
+        self.assertEqual(message.properties, evolve(properties, headers=past))
 
 
 class ShortenTests(SynchronousTestCase):

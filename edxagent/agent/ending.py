@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from edxagent.agent.retries import RetryPolicy
 from edxagent.config.values import FailureConfig
 from edxagent.disposition import dispose
 from edxagent.interfaces import IDelivery
@@ -14,16 +15,34 @@ from edxagent.verdict import failure_verdict
 from edxagent.wire.dead_letter import encode_dead_letter
 from edxagent.wire.request import submission_id
 from edxagent.wire.result import Phases, encode_result
+from edxagent.wire.retry import Attempts, encode_retry, read_attempts
 
 
 @frozen(kw_only=True)
 class Ending:
-    """How a submission ended. ``verdict`` is the grader's when it is ``graded``; ``header`` is the LMS's, if known."""
+    """How an attempt ended.
+
+    :ivar verdict: the grader's when it is ``graded``.
+    :ivar header: the LMS's, if known.
+    :ivar retry_after: seconds that the grader asked us to wait, if it did.
+    """
 
     outcome: Outcome
     reason: str = ""
     verdict: Verdict | None = None
     header: str | None = field(default=None, repr=False)
+    retry_after: float | None = None
+
+
+@frozen(kw_only=True)
+class Sequel:
+    """What has to be published before the request may be acked, in order.
+
+    :ivar again_in: seconds until the next attempt; ``None`` = there is none.
+    """
+
+    messages: tuple[Message, ...] = ()
+    again_in: float | None = None
 
 
 @frozen(kw_only=True)
@@ -33,18 +52,36 @@ class Announcer:
     :ivar name: who graded, for the header ``x-agent``.
     :ivar grader: with what, for ``x-grader``.
     :ivar results: the routing key in ``grading.results`` of verdicts whose request names no ``reply_to``.
+    :ivar retries: ``None`` = every failure is the last.
     """
 
     name: str
     grader: str
     results: str
     failure: FailureConfig
+    retries: RetryPolicy | None = None
 
-    def messages(self, delivery: IDelivery, ending: Ending, phases: Phases, now: float) -> list[Message]:
-        """What has to be published before the request may be acked, in order.
+    def messages(self, delivery: IDelivery, ending: Ending, phases: Phases, now: float) -> tuple[Message, ...]:
+        """The messages of :meth:`sequel`."""
+        return self.sequel(delivery, ending, phases, now).messages
+
+    def sequel(self, delivery: IDelivery, ending: Ending, phases: Phases, now: float) -> Sequel:
+        """What follows from an attempt's end.
 
         :param now: seconds since the epoch.
         """
+        attempts = read_attempts(delivery.properties)
+        if ending.outcome is not Outcome.GRADED:
+            attempts = attempts.failed(ending.outcome, reason=ending.reason, agent=self.name, now=now)
+        if self.retries is not None:
+            delay = self.retries.delay(ending.outcome, attempts, now=now, retry_after=ending.retry_after)
+            if delay is not None:
+                return Sequel(messages=(_retry(delivery, attempts, delay),), again_in=delay)
+        return Sequel(messages=self._last_messages(delivery, ending, attempts, phases, now))
+
+    def _last_messages(
+        self, delivery: IDelivery, ending: Ending, attempts: Attempts, phases: Phases, now: float
+    ) -> tuple[Message, ...]:
         row = dispose(ending.outcome, tell_learner=self.failure.tell_learner, header_known=ending.header is not None)
         common: dict[str, Any] = {
             "outcome": ending.outcome,
@@ -58,7 +95,12 @@ class Announcer:
         if row.dead_letter:
             messages.append(
                 encode_dead_letter(
-                    body=delivery.body, reason=ending.reason, told_learner=row.tell_learner, time=now, **common
+                    body=delivery.body,
+                    reason=ending.reason,
+                    attempts=attempts,
+                    told_learner=row.tell_learner,
+                    time=now,
+                    **common,
                 )
             )
         if row.tell_learner and ending.header is not None:
@@ -71,4 +113,15 @@ class Announcer:
                     **common,
                 )
             )
-        return messages
+        return tuple(messages)
+
+
+def _retry(delivery: IDelivery, attempts: Attempts, delay: float) -> Message:
+    return encode_retry(
+        queue=delivery.queue,
+        body=delivery.body,
+        request=delivery.properties,
+        submission=submission_id(delivery.body, delivery.properties),
+        attempts=attempts,
+        delay=delay,
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 from attrs import evolve
 from twisted.internet.defer import CancelledError
@@ -10,10 +12,13 @@ from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from edxagent.agent.ending import Announcer, Ending
+from edxagent.agent.ending import Announcer, Ending, Sequel
+from edxagent.agent.grader_breaker import GraderBreaker
 from edxagent.agent.results import ResultPublisher
+from edxagent.agent.retries import RetryPolicy
+from edxagent.agent.valve import Valve
 from edxagent.config.values import AgentConfig
-from edxagent.errors import GraderError, MalformedRequest
+from edxagent.errors import GraderError, GraderUnavailable, MalformedRequest
 from edxagent.interfaces import IDelivery, IGrader, IHeldDelivery
 from edxagent.limits import FairSlots
 from edxagent.model import Outcome, Submission
@@ -33,10 +38,43 @@ def returned_often(delivery: IDelivery) -> bool:
     return type(returns) is int and returns >= MANY_RETURNS
 
 
+class Quarantining(Protocol):
+    """What a life needs to know of the submissions that agents died of."""
+
+    def is_suspect(self, delivery: IDelivery) -> bool:
+        """Whether an agent may have died of it."""
+        ...
+
+    def is_convicted(self, submission: str) -> bool:
+        """Whether so many died of it that it mustn't be graded any more."""
+        ...
+
+    def watch(self, submission: str) -> AbstractContextManager[None]:
+        """Remember, until the context ends or we die, that it is being graded."""
+        ...
+
+
+class NoQuarantine:
+    """Knows nothing."""
+
+    def is_suspect(self, delivery: IDelivery) -> bool:
+        """See :class:`Quarantining`."""
+        return False
+
+    def is_convicted(self, submission: str) -> bool:
+        """See :class:`Quarantining`."""
+        return False
+
+    def watch(self, submission: str) -> AbstractContextManager[None]:
+        """See :class:`Quarantining`."""
+        return nullcontext()
+
+
 class SubmissionLife:
     """Takes each delivery through its life.
 
     :param grader: has its deadline around it already.
+    :param breaker: hears how the grader does.
     :param wall_clock: seconds since the epoch; ``clock`` may be a monotonic one.
     """
 
@@ -51,31 +89,43 @@ class SubmissionLife:
         results: ResultPublisher,
         clock: IReactorTime,
         wall_clock: Callable[[], float],
+        breaker: GraderBreaker | None = None,
+        quarantine: Quarantining | None = None,
     ) -> None:
         self._config = config
         self._grader = grader
         self._slots = slots
         self._results = results
+        self._breaker = breaker or GraderBreaker(
+            config=config.breaker, valve=Valve(), clock=clock, wall_clock=wall_clock
+        )
+        self._quarantine = quarantine or NoQuarantine()
         self._announcer = Announcer(
-            name=config.name, grader=config.grader.kind, results=config.results.queue, failure=config.failure
+            name=config.name,
+            grader=config.grader.kind,
+            results=config.results.queue,
+            failure=config.failure,
+            retries=RetryPolicy(config.retry),
         )
         self._clock = clock
         self._wall_clock = wall_clock
 
     async def handle(self, delivery: IHeldDelivery) -> None:
-        """Decode → wait for a slot → grade, with a deadline → publish, confirmed → ack.
+        """Decode → wait for a slot → grade, with a deadline → publish what follows, confirmed → ack.
 
-        The slot is kept until the broker has the verdict: when it can't be published, the agent fills up and takes no
-        more. Cancelling gives the request back to its queue.
+        What follows is the verdict; or a retry, which is the request on its way to a retry queue; or a dead letter, and
+        perhaps a verdict that says so. The slot is kept until the broker has it: while that can't be published, the
+        agent fills up and takes no more. Cancelling gives the request back to its queue.
         """
         phases = Phases(received=self._wall_clock())
         has_slot = False
+        sequel = Sequel()
         try:
             try:
                 submission = decode_request(
                     delivery.body, delivery.properties, delivery.queue, self._config.max_request
                 )
-                await self._wait_for_slot(submission.queue)
+                await self._wait_for_slot(delivery)
                 has_slot = True
                 delivery.begin()
                 phases = evolve(phases, started=self._wall_clock())
@@ -83,31 +133,52 @@ class SubmissionLife:
             except MalformedRequest as error:
                 ending = Ending(outcome=error.outcome, reason=str(error), header=error.header)
             phases = evolve(phases, finished=self._wall_clock())
-            for message in self._announcer.messages(delivery, ending, phases, self._wall_clock()):
+            sequel = self._announcer.sequel(delivery, ending, phases, self._wall_clock())
+            for message in sequel.messages:
                 await self._results.publish(message)
             done_with = True
         except (CancelledError, TimeIsOver):
-            ending = Ending(outcome=Outcome.CANCELLED, reason="it goes back to its queue")
+            ending, sequel = Ending(outcome=Outcome.CANCELLED, reason="it goes back to its queue"), Sequel()
             done_with = await self._give_back_as_new(delivery)
         finally:
             if has_slot:
                 self._slots.release()
         settled = delivery.ack() if done_with else delivery.requeue()
-        self._report(delivery, ending, phases, settled)
+        self._report(delivery, ending, phases, sequel, settled)
 
-    async def _wait_for_slot(self, queue: str) -> None:
-        waiting = self._slots.acquire(queue)
+    async def _wait_for_slot(self, delivery: IHeldDelivery) -> None:
+        # Alone, so that no neighbour is there to be suspected too, should the agent die of this one.
+        waiting = self._slots.acquire(delivery.queue, alone=self._quarantine.is_suspect(delivery))
         if not waiting.called:
             waiting.addTimeout(self._config.hold_limit, self._clock)
         await waiting
 
     async def _grade(self, submission: Submission) -> Ending:
+        """Have it graded, unless agents died of it too often. The breaker hears how that went."""
+        if self._quarantine.is_convicted(submission.id):
+            reason = "agents died while they graded it, so often that it isn't graded any more"
+            return Ending(outcome=Outcome.QUARANTINED, reason=reason, header=submission.header)
+        era = self._breaker.era
+        with self._quarantine.watch(submission.id):
+            ending = await self._ask(submission)
+        if self._breaker.report(ending.outcome, ending.reason, era=era) or ending.outcome is Outcome.UNAVAILABLE:
+            return ending
+        # The grader fails at any submission just now, so this isn't held against the one that it failed at.
+        reason = f"{ending.outcome}, as others before it: {ending.reason}"
+        return evolve(ending, outcome=Outcome.UNAVAILABLE, reason=reason)
+
+    async def _ask(self, submission: Submission) -> Ending:
         try:
             response = await self._grader.grade(grader_request(submission))
             limits = self._config.results
             verdict = check_verdict(response.reply, max_size=limits.max_reply, max_score=limits.max_score)
         except GraderError as error:
-            return Ending(outcome=error.outcome, reason=str(error), header=submission.header)
+            return Ending(
+                outcome=error.outcome,
+                reason=str(error),
+                header=submission.header,
+                retry_after=error.retry_after if isinstance(error, GraderUnavailable) else None,
+            )
         except CancelledError:
             raise
         except (Exception, SystemExit) as error:
@@ -122,16 +193,17 @@ class SubmissionLife:
             return False
         return await self._results.publish_once(requeued_request(delivery.queue, delivery.body, delivery.properties))
 
-    def _report(self, delivery: IHeldDelivery, ending: Ending, phases: Phases, settled: bool) -> None:
+    def _report(self, delivery: IHeldDelivery, ending: Ending, phases: Phases, sequel: Sequel, settled: bool) -> None:
         now = self._wall_clock()
         report = self._log.info if ending.outcome in (Outcome.GRADED, Outcome.CANCELLED) else self._log.warn
         report(
-            "{outcome}: {submission} from {queue} in {seconds:.3f} s, {waited:.3f} of them waiting{because}{again}",
+            "{outcome}: {submission} from {queue} in {seconds:.3f} s, {waited:.3f} of them waiting{because}{next}{again}",
             outcome=str(ending.outcome),
             submission=shorten(submission_id(delivery.body, delivery.properties), 255),
             queue=delivery.queue,
             seconds=round(now - phases.received, 6),
             waited=round((phases.started or now) - phases.received, 6),
             because=f": {shorten(ending.reason)}" if ending.reason else "",
+            next="" if sequel.again_in is None else f"; tried again in {sequel.again_in:g} s",
             again="" if settled else "; its connection is gone, so it will come again",
         )
