@@ -19,37 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
 
 from edxagent.agent.company import Company, Spares
 from edxagent.agent.held import HeldDelivery
+from edxagent.agent.port import QueuePort
 from edxagent.errors import BrokerError
 from edxagent.interfaces import IDelivery, IHeldDelivery
 from edxagent.limits import FairSlots
 from edxagent.tasks import Tasks
-
-
-class QueuePort(Protocol):
-    """What a lane needs of a channel: one queue, one request a consumer."""
-
-    async def consume(self, receive: Callable[[IDelivery], None], ended: Callable[[BrokerError], None]) -> str:
-        """Begin to consume; returns the tag. ``ended`` is called once if the broker ends it."""
-        ...
-
-    async def cancel(self, tag: str) -> None:
-        """End a consumer."""
-        ...
-
-    async def get(self) -> IDelivery | None:
-        """The next request, if there is one."""
-        ...
-
-    async def close(self) -> None:
-        """Give the channel up; the broker takes back what isn't settled."""
-        ...
 
 
 @define(eq=False)
@@ -94,10 +74,20 @@ class Lane:
         self._gets = 0
         self._given = 0
         self._empty = False
+        self._consuming: Deferred[None] = Deferred()
         self._turn: Deferred[None] | None = None
         self._closed = False
         self._retired = False
         self._broken: Deferred[BrokerError] = Deferred()
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker lets us have this queue's requests."""
+        return self._consuming.called and not (self._closed or self._broken.called)
+
+    def when_consuming(self) -> Deferred[None]:
+        """Fires, once, when the broker has let us have this queue's requests."""
+        return self._consuming
 
     def when_broken(self) -> Deferred[BrokerError]:
         """Fires, once, when the broker ended a consumer or the channel: this lane is of no more use."""
@@ -125,6 +115,7 @@ class Lane:
             self._leave(consumer)
         for held in list(self._held):
             held.cancel()
+        self._note()
 
     def retire(self) -> None:
         """Close, and give the channel up as soon as nothing that came over it is being graded any more."""
@@ -146,7 +137,8 @@ class Lane:
             self._hungry(self)
 
     def _note(self) -> None:
-        self._company.note(self, bool(self._held or self._gets or self._given or self._turn))
+        competes = bool(self._held or self._gets or self._given or self._turn)
+        self._company.note(self, competes and not self._closed)
 
     def _set_credit(self, consumer: _Consumer, credit: bool) -> None:
         if consumer.credit is not credit:
@@ -167,8 +159,13 @@ class Lane:
         except BrokerError as error:
             self._ended(consumer, error)
             return
+        self._welcomed()
         if consumer.leaving:
             await self._cancel(consumer.tag)
+
+    def _welcomed(self) -> None:
+        if not self._consuming.called:
+            self._consuming.callback(None)
 
     async def _cancel(self, tag: str) -> None:
         try:
@@ -207,6 +204,7 @@ class Lane:
         delivery = None
         try:
             delivery = await self._port.get()
+            self._welcomed()
         except BrokerError as error:
             self._break(error)
         except CancelledError:
