@@ -12,8 +12,8 @@ from twisted.internet.protocol import Factory, Protocol
 
 from tests.agentprocess import AgentProcess, AgentTestCase
 from tests.cli_process import start
+from tests.faults.proxy import FaultProxy
 from tests.outcomes import request
-from tests.proxy import Proxy
 
 SECRET = "s3cret-8f21"
 QUICK = 5.0
@@ -192,7 +192,7 @@ class BrokerIsAwayTests(AgentTestCase):
             await agent.says(f"({purpose}): next try", times=4)
         self.assertTrue(agent.alive)
         self.assertIn("Connection refused", agent.log)
-        Proxy.start(self, port=number)
+        FaultProxy.start(self, port=number)
         await agent.ready()
         self.assertEqual(await agent.stop(), -15)
         self.assert_clean(agent)

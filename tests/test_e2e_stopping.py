@@ -13,8 +13,8 @@ from edxagent.testing.graders import CORRECT
 from edxagent.testing.http_server import RogueServer, Visit, response, silent
 from tests.agentprocess import AgentProcess, AgentTestCase
 from tests.cli_process import until
+from tests.faults.proxy import FaultProxy
 from tests.outcomes import SECRETS, request
-from tests.proxy import Proxy
 
 AT_ONCE = 3.0
 """Seconds."""
@@ -144,7 +144,7 @@ class AtWorkTests(StoppingTestCase):
 
     async def test_broker_gone_while_grading(self) -> None:
         """Without a broker the verdict can't be told: ``drain_timeout`` ends the agent, and the request is kept."""
-        proxy = Proxy.start(self)
+        proxy = FaultProxy.start(self)
         agent = await self.busy_agent(1, agent={"drain_timeout": 1}, broker={"urls": proxy.url})
         proxy.stop()
         await agent.says("next try in")
@@ -156,9 +156,9 @@ class AtWorkTests(StoppingTestCase):
 
     async def test_frozen_broker(self) -> None:
         """A broker that says nothing any more can't hold up a second TERM."""
-        proxy = Proxy.start(self)
+        proxy = FaultProxy.start(self)
         agent = await self.busy_agent(1, agent={"drain_timeout": 100}, broker={"urls": proxy.url, "heartbeat": 0})
-        proxy.freeze()
+        proxy.stall()
         agent.send_signal(SIGTERM)
         await agent.says("Received SIGTERM")
         await self.hurries(agent, SIGTERM, SIGTERM)
@@ -217,12 +217,14 @@ class IdleTests(StoppingTestCase):
     async def test_frozen_while_preparing(self) -> None:
         """TERM ends it while it waits for the broker's answers about its queues."""
         for size in (600, 1500):
-            await self.stops_frozen(Proxy.start(self, freeze_after=size))
+            await self.stops_silenced(size)
 
-    async def stops_frozen(self, proxy: Proxy) -> None:
-        """Start an agent and stop it when its broker has fallen silent."""
+    async def stops_silenced(self, size: int) -> None:
+        """Start an agent and stop it when its broker has fallen silent, after so many bytes."""
+        proxy = FaultProxy.start(self)
+        proxy.on_connection = lambda connection: connection.to_broker.stall_at(size)
         agent = self.start_agent(broker={"urls": proxy.url, "heartbeat": 0})
-        await until(lambda: proxy.frozen, agent.run)
+        await until(lambda: proxy.did["stalled"], agent.run)
         await self.stops(agent, within=CLOSING)
 
     async def test_broker_starts(self) -> None:

@@ -17,8 +17,8 @@ from edxagent.lms.contracts import GATEWAY_ORIGIN
 from edxagent.wire.request import decode_request
 from tests.amqp_support import LinkTestCase, known_to_the_disk
 from tests.cli_process import until
+from tests.faults.proxy import HOST, FaultProxy
 from tests.gateway_support import BODY, GatewayTestCase, Response, header
-from tests.proxy import HOST, Proxy
 
 WITHIN = 5.0
 """Seconds that the LMS's learner may wait for any answer."""
@@ -130,11 +130,11 @@ class RefusedTests(BrokerGatewayTestCase):
 
     async def test_a_silent_broker(self) -> None:
         """One that falls silent between the submission and its confirm is waited for no longer than the LMS can."""
-        proxy = Proxy.start(self)
-        address = evolve(self.address, port=int(proxy.url.rstrip("/").rpartition(":")[2]))
+        proxy = FaultProxy.start(self)
+        address = evolve(self.address, port=proxy.port)
         cookie = await self.open(self.link(self.config(address), purpose="publish"))
         self.assertEqual((await self.in_time(cookie)).reply, (0, "1"))
-        proxy.freeze()
+        proxy.stall()
         self.assertEqual((await self.in_time(cookie)).reply, (1, NOT_NOW))
 
     async def test_a_full_broker(self) -> None:

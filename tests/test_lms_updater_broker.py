@@ -22,7 +22,7 @@ from edxagent.model import RESULTS_EXCHANGE, RESULTS_RETRY, CheckedResult, dead_
 from edxagent.testing.sinks import SECRET, RecordingSink
 from tests.amqp_support import LinkTestCase, known_to_the_disk, message, silenced
 from tests.cli_process import until
-from tests.proxy import HOST, Proxy
+from tests.faults.proxy import HOST, FaultProxy
 from tests.results import INVALID, LEARNER, VALID, properties, result
 
 DELAYS = (0.051, 0.203)
@@ -203,17 +203,16 @@ class InterruptionTests(UpdaterTestCase):
 
     async def test_connections_cut(self) -> None:
         """The connection goes again and again: every result arrives."""
-        proxy = Proxy.start(self)
-        port = int(proxy.url.rsplit(":", 1)[1].strip("/"))
+        proxy = FaultProxy.start(self)
         sink = SteadySink()
-        await self.working(sink, broker=self.config(evolve(self.address, host=HOST, port=port)))
+        await self.working(sink, broker=self.config(evolve(self.address, host=HOST, port=proxy.port)))
         names = {str(number) for number in range(300)}
         for name in names:
             await self.publish(name)
         for cut in range(1, 4):
             await until(lambda cut=cut: len({each.submission for each in sink.taken}) >= cut * 60)  # type: ignore[misc]
             await proxy.stop()
-            proxy = Proxy.start(self, port=port)
+            proxy.accept()
         await until(lambda: len({each.submission for each in sink.taken}) == len(names))
         await self.until_left({})
         self.assertEqual({each.submission for each in sink.taken}, names)

@@ -16,9 +16,9 @@ from twisted.internet.protocol import Factory, Protocol
 from edxagent.config.ini import shown
 from edxagent.testing.http_server import RogueServer, Visit, response
 from tests.cli_process import ROOT, start, until
+from tests.faults.proxy import FaultProxy
 from tests.gateway_support import HOST, header, quick_hash
 from tests.lmsprocess import PASSWORD, LMSProcess, LMSTestCase
-from tests.proxy import Proxy
 
 SOON, PATIENT = 5.0, 15.0
 """Seconds."""
@@ -67,9 +67,9 @@ class GatewayTests(LMSTestCase):
 
     async def test_second_signal(self) -> None:
         """The first TERM waits for a broker that has fallen silent, the second one doesn't."""
-        proxy = Proxy.start(self)
+        proxy = FaultProxy.start(self)
         lms = await self.lms(broker={"urls": proxy.url, "heartbeat": 0})
-        proxy.freeze()
+        proxy.stall()
         began = time.monotonic()
         lms.send_signal(signal.SIGTERM)
         await lms.says("shutting down")
@@ -81,9 +81,9 @@ class GatewayTests(LMSTestCase):
 
     async def test_silent_broker(self) -> None:
         """A broker that has fallen silent doesn't keep it from ending within its time."""
-        proxy = Proxy.start(self)
+        proxy = FaultProxy.start(self)
         lms = await self.lms(broker={"urls": proxy.url, "heartbeat": 0})
-        proxy.freeze()
+        proxy.stall()
         began = time.monotonic()
         self.assertEqual(await lms.stop(), -signal.SIGTERM)
         self.assertLess(time.monotonic() - began, PATIENT)

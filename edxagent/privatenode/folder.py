@@ -48,6 +48,7 @@ class NodeFolder:
     :ivar tls_port: for AMQP over TLS, if that was asked for.
     :ivar distribution_port: for Erlang's own protocol, that ``rabbitmqctl`` speaks.
     :ivar epmd_port: for the port mapper.
+    :ivar first: of the first node of its cluster, whose cookie and port mapper it shares; ``None`` = it is the first.
     """
 
     path: Path
@@ -55,25 +56,36 @@ class NodeFolder:
     tls_port: int | None
     distribution_port: int
     epmd_port: int
+    first: NodeFolder | None = None
 
     @classmethod
-    def make(cls, tls: TlsFiles | None, settings: Sequence[str]) -> NodeFolder:
-        """Choose ports and write a new folder; ``settings`` are more lines for ``rabbitmq.conf``."""
+    def make(cls, tls: TlsFiles | None, settings: Sequence[str], first: NodeFolder | None = None) -> NodeFolder:
+        """Choose ports and write a new folder.
+
+        :param settings: more lines for ``rabbitmq.conf``.
+        :param first: of a running node whose cluster it shall join.
+        """
         port, tls_port, distribution_port, epmd_port = free_ports(4)
         folder = cls(
             path=Path(tempfile.mkdtemp(prefix="edxagent-rabbitmq-")),
             port=port,
             tls_port=tls_port if tls is not None else None,
             distribution_port=distribution_port,
-            epmd_port=epmd_port,
+            epmd_port=epmd_port if first is None else first.epmd_port,
+            first=first,
         )
         lines = [*folder._configuration(tls), *settings, ""]
         (folder.path / "rabbitmq.conf").write_text("\n".join(lines))
         (folder.path / "enabled_plugins").write_text("[].\n")
         cookie = folder.path / ".erlang.cookie"
-        cookie.write_text(secrets.token_hex(16))
+        cookie.write_text(secrets.token_hex(16) if first is None else (first.path / cookie.name).read_text())
         cookie.chmod(0o400)
         return folder
+
+    @property
+    def name(self) -> str:
+        """The node's, as Erlang knows it."""
+        return f"{self.path.name}@localhost"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -82,7 +94,7 @@ class NodeFolder:
             "PATH": PATH,
             "HOME": str(self.path),  # where the cookie is looked for
             "LANG": "C.UTF-8",
-            "RABBITMQ_NODENAME": f"{self.path.name}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_CONFIG_FILE": str(self.path / "rabbitmq.conf"),
@@ -100,9 +112,8 @@ class NodeFolder:
 
     def ports_are_free(self) -> bool:
         """Whether nobody listens on our ports."""
-        return all(
-            _is_free(port) for port in (self.port, self.tls_port, self.distribution_port, self.epmd_port) if port
-        )
+        own_epmd_port = self.epmd_port if self.first is None else None
+        return all(_is_free(port) for port in (self.port, self.tls_port, self.distribution_port, own_epmd_port) if port)
 
     def log_tail(self) -> str:
         """The last lines of the broker's log before Erlang's reports of what crashed as a consequence, indented."""
@@ -118,6 +129,10 @@ class NodeFolder:
         yield f"listeners.tcp.1 = {HOST}:{self.port}"
         yield "vm_memory_high_watermark.absolute = 1GB"
         yield "disk_free_limit.absolute = 20MB"
+        if self.first is not None:
+            yield "cluster_formation.peer_discovery_backend = classic_config"
+            for number, folder in enumerate((self.first, self), 1):
+                yield f"cluster_formation.classic_config.nodes.{number} = {folder.name}"
         if tls is not None:
             yield f"listeners.ssl.1 = {HOST}:{self.tls_port}"
             yield f"ssl_options.certfile = {os.path.abspath(tls.certificate)}"

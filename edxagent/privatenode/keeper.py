@@ -4,7 +4,7 @@ A program of its own, run by :mod:`edxagent.privatenode.node`. The kernel closes
 the program at its other end finishes, SIGKILL included; so what ends that program always ends the broker as well.
 Standard library only: it starts in milliseconds and stays small.
 
-Usage: ``keeper.py FOLDER EPMD SERVER``, in a session of its own (so that no Ctrl-C reaches it), with the
+Usage: ``keeper.py FOLDER EPMD SERVER``, or with an empty EPMD where another keeper has the port mapper, in a session of its own (so that no Ctrl-C reaches it), with the
 environment that the broker shall have. Each line on standard input starts the broker; standard output tells
 ``started PID`` and ``exited STATUS``.
 """
@@ -43,19 +43,19 @@ def _end(process: subprocess.Popen[bytes] | None) -> None:
 
 
 def keep(folder: str, epmd: str, server: str) -> None:
-    """Start ``epmd``, then ``server`` at each line that we read; at the end of input kill both, remove ``folder``."""
+    """Start ``epmd``, if it has a name, then ``server`` at each line that we read; at the end of input kill both, remove ``folder``."""
     broker: subprocess.Popen[bytes] | None = None
     mapper: subprocess.Popen[bytes] | None = None
     try:
         with open(os.path.join(folder, "broker.log"), "ab") as log:
-            mapper = _spawn(epmd, log)
+            mapper = _spawn(epmd, log) if epmd else None
             while True:
                 if select.select([0], [], [], POLL_SECONDS)[0]:
                     if not os.read(0, 1024):
                         return
                     broker = _spawn(server, log)
                     print("started", broker.pid, flush=True)
-                if broker is not None and mapper.poll() is not None:
+                if broker is not None and mapper is not None and mapper.poll() is not None:
                     _end(broker)  # the port was taken: it must not lean on a port mapper that isn't ours
                 if broker is not None and broker.poll() is not None:
                     print("exited", broker.returncode, flush=True)

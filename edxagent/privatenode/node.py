@@ -56,15 +56,23 @@ class PrivateNode:
     host = HOST
 
     def __init__(
-        self, reactor: Any, *, tls: TlsFiles | None = None, settings: Sequence[str] = (), binaries: str = RABBITMQ_BIN
+        self,
+        reactor: Any,
+        *,
+        tls: TlsFiles | None = None,
+        settings: Sequence[str] = (),
+        binaries: str = RABBITMQ_BIN,
+        joins: PrivateNode | None = None,
     ) -> None:
         """Prepare a node; nothing happens before :meth:`start`.
 
         :param reactor: provides ``IReactorTime``, ``IReactorTCP``, ``IReactorProcess``.
         :param settings: more lines for ``rabbitmq.conf``, such as ``max_message_size = 16777216``.
         :param binaries: the folder of ``rabbitmq-server`` and ``rabbitmqctl``.
+        :param joins: a node that runs when this one is started, and isn't stopped before it: the first of their cluster.
         """
         self._reactor = reactor
+        self._first = joins
         self._tls = tls
         self._settings = tuple(settings)
         self._binaries = Path(binaries)
@@ -91,6 +99,11 @@ class PrivateNode:
     def url(self) -> str:
         """The broker's address, with credentials and the default virtual host."""
         return f"amqp://guest:guest@{self.host}:{self.port}/%2F"
+
+    @property
+    def name(self) -> str:
+        """The node's, as Erlang and ``rabbitmqctl`` know it."""
+        return self._prepared.name
 
     @property
     def pid(self) -> int | None:
@@ -187,9 +200,10 @@ class PrivateNode:
             raise NodeError(
                 f"RabbitMQ isn't installed ({missing} is missing): install Debian's package rabbitmq-server"
             )
-        self._ground = NodeFolder.make(self._tls, self._settings)
+        first = None if self._first is None else self._first._prepared
+        self._ground = NodeFolder.make(self._tls, self._settings, first)
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", keeper.__file__, str(self.folder), epmd, str(server)],
+            [sys.executable, "-I", "-S", keeper.__file__, str(self.folder), epmd if first is None else "", str(server)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -14,24 +14,26 @@ from twisted.trial.unittest import TestCase
 
 from edxagent.privatenode import PrivateNode
 
-_shared: list[PrivateNode] = []
+_shared: dict[tuple[str, ...], PrivateNode] = {}
 
 
-async def shared_node() -> PrivateNode:
+async def shared_node(*settings: str) -> PrivateNode:
     """The node of this trial run, running; started again on its data if a test killed it.
 
+    :param settings: more lines for ``rabbitmq.conf``; other settings are another node.
     :raises NodeError: it can't be started.
     """
     from twisted.internet import reactor
 
-    if not _shared:
-        node = PrivateNode(reactor)
+    node = _shared.get(settings)
+    if node is None:
+        node = PrivateNode(reactor, settings=settings)
         await node.start()
         atexit.register(node.stop_at_exit)  # a worker of "trial -j" fires the reactor's shutdown after each test
-        _shared.append(node)
-    if _shared[0].pid is None:
-        await _shared[0].start()
-    return _shared[0]
+        _shared[settings] = node
+    if node.pid is None:
+        await node.start()
+    return node
 
 
 class BrokerTestCase(TestCase):
@@ -50,10 +52,14 @@ class BrokerTestCase(TestCase):
     async def set_up(self) -> None:
         """Prepare the test; :attr:`node` is there."""
 
+    async def find_node(self) -> PrivateNode:
+        """The node that the test talks to, running; override it for one of another kind."""
+        return await shared_node()
+
     def unique(self, name: str) -> str:
         """A queue name beginning with ``name`` that no other test uses."""
         return f"{name}-{secrets.token_hex(6)}"
 
     async def _prepare(self) -> None:
-        self.node = await shared_node()
+        self.node = await self.find_node()
         await self.set_up()
