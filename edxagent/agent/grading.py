@@ -7,11 +7,13 @@ from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
 
+from edxagent.agent.grader_breaker import GraderBreaker
 from edxagent.agent.life import SubmissionLife
 from edxagent.agent.results import ResultPublisher
 from edxagent.config.values import AgentConfig
-from edxagent.errors import ConfigError
+from edxagent.errors import ConfigError, plain_reason
 from edxagent.graders.registry import find_factory
 from edxagent.interfaces import GraderTools, IGrader, IHeldDelivery
 from edxagent.limits import DeadlineGrader, FairSlots
@@ -30,12 +32,23 @@ def configured_grader(config: AgentConfig, reactor: Any) -> IGrader:
         raise ConfigError([f"[grader] {error}"]) from None
 
 
+def same_grader(old: AgentConfig, new: AgentConfig) -> bool:
+    """Whether :func:`configured_grader` would make the same of both."""
+
+    def ingredients(config: AgentConfig) -> tuple[Any, ...]:
+        return config.grader.kind, config.grader.options, config.concurrency, config.results.max_reply
+
+    return ingredients(old) == ingredients(new)
+
+
 class Grading:
     """One grader, from its start until its last submission has ended.
 
     :param grader: is started and stopped if it is a service.
     :param wall_clock: seconds since the epoch; ``clock`` may be a monotonic one.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -44,28 +57,42 @@ class Grading:
         grader: IGrader,
         slots: FairSlots,
         results: ResultPublisher,
+        breaker: GraderBreaker,
         clock: Any,
         wall_clock: Callable[[], float],
     ) -> None:
         self._grader = grader
+        self._slots = slots
+        self._results = results
+        self._breaker = breaker
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._started = False
         self._lives = Tasks()
-        self._life = SubmissionLife(
-            config=config,
-            grader=DeadlineGrader(grader, config.grader.timeout, clock),
-            slots=slots,
-            results=results,
-            clock=clock,
-            wall_clock=wall_clock,
-        )
+        self._ends = Tasks()
+        self._life = self._make_life(config)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """How many submissions haven't ended yet."""
         return len(self._lives)
 
+    def use(self, config: AgentConfig) -> None:
+        """Treat the submissions that come from now on by another configuration, with the same grader."""
+        self._life = self._make_life(config)
+
     def start(self) -> None:
-        """Start the grader."""
+        """Start the grader.
+
+        :raises ConfigError: it doesn't start.
+        """
         if IService.providedBy(self._grader):
-            self._grader.startService()
+            try:
+                self._grader.startService()
+            except Exception as error:
+                self._log.failure("the grader didn't start")
+                raise ConfigError([f"[grader] it doesn't start: {plain_reason(error)}"]) from error
+        self._started = True
 
     def receive(self, delivery: IHeldDelivery) -> Deferred[None]:
         """Take a submission through its life; fires when that has ended. Cancelling gives it back to its queue."""
@@ -79,7 +106,24 @@ class Grading:
         """Fires when every submission has ended; cancelling stops the waiting only."""
         return self._lives.when_idle()
 
-    async def stop(self) -> None:
-        """Stop the grader."""
+    def stop(self) -> Deferred[None]:
+        """Stop the grader, unless that was done; fires when it has stopped. Cancelling stops the waiting only."""
+        if self._started:
+            self._started = False
+            self._ends.launch(self._stop_grader(), "stopping the grader")
+        return self._ends.when_idle()
+
+    async def _stop_grader(self) -> None:
         if IService.providedBy(self._grader):
             await maybeDeferred(self._grader.stopService)
+
+    def _make_life(self, config: AgentConfig) -> SubmissionLife:
+        return SubmissionLife(
+            config=config,
+            grader=DeadlineGrader(self._grader, config.grader.timeout, self._clock),
+            slots=self._slots,
+            results=self._results,
+            breaker=self._breaker,
+            clock=self._clock,
+            wall_clock=self._wall_clock,
+        )

@@ -1,4 +1,4 @@
-"""The agent as one Twisted service: what it is made of, and in which order it starts and stops."""
+"""The agent as one Twisted service: what it is made of, in which order it starts and stops, and how it changes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 
-from edxagent.agent.grading import Grading, configured_grader
+from edxagent.agent.blocked import BlockedBroker
+from edxagent.agent.changes import changed_sections, within_reach
+from edxagent.agent.grader_breaker import GraderBreaker
+from edxagent.agent.grading import Grading, configured_grader, same_grader
 from edxagent.agent.results import ResultPublisher
+from edxagent.agent.succession import Succession
 from edxagent.agent.taking import Taking
 from edxagent.agent.valve import Valve
-from edxagent.amqp.link import BrokerLink, Session
+from edxagent.amqp.link import BrokerLink
 from edxagent.amqp.publisher import ConfirmingPublisher
 from edxagent.config.values import AgentConfig
 from edxagent.errors import BrokerRefused
@@ -32,6 +36,7 @@ def make_agent_service(
     *,
     grader: IGrader | None = None,
     on_refused: Callable[[BrokerRefused], None] | None = None,
+    on_stuck: Callable[[], object] = lambda: None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AgentService:
     """The agent, to be hung into any ``MultiService``. Where ``[lms-config]`` may be used, take
@@ -41,14 +46,17 @@ def make_agent_service(
     :param on_refused: is called when every broker has refused us from the start, in a way that only a person can mend,
         and none is tried again. The program that owns the process may stop then; an embedding one may carry on without
         grading.
+    :param on_stuck: is called when the broker has submissions for us, yet sends none, over any connection that we make.
+        Only another process may help then.
     :param wall_clock: seconds since the epoch, for what others read; deadlines run by the reactor's clock.
     :raises ConfigError: the grader's options don't fit each other.
     """
     return AgentService(
         config=config,
-        grader=grader or configured_grader(config, reactor),
+        grader=grader,
         reactor=reactor,
         on_refused=on_refused or (lambda refused: None),
+        on_stuck=on_stuck,
         wall_clock=wall_clock,
     )
 
@@ -62,14 +70,18 @@ class AgentService(Service):
         self,
         *,
         config: AgentConfig,
-        grader: IGrader,
+        grader: IGrader | None = None,
         reactor: Any,
         on_refused: Callable[[BrokerRefused], None],
+        on_stuck: Callable[[], object] = lambda: None,
         wall_clock: Callable[[], float],
     ) -> None:
         self.setName("edxagent")
         self._config = config
-        self._slots = FairSlots(config.concurrency, {queue.name: queue.weight for queue in config.queues})
+        self._own_grader = grader
+        self._reactor = reactor
+        self._wall_clock = wall_clock
+        self._slots = FairSlots(config.concurrency, _weights(config))
         self._patience = Patience(reactor)
         self._valve = Valve()
         self._publishing = BrokerLink(
@@ -77,7 +89,7 @@ class AgentService(Service):
             config=config.broker,
             purpose="publish",
             name=config.name,
-            prepare=_nothing,
+            prepare=BlockedBroker(self._valve).attend,
             on_refused=on_refused,
         )
         self._taking = Taking(
@@ -87,15 +99,18 @@ class AgentService(Service):
             valve=self._valve,
             receive=self._receive,
             on_refused=on_refused,
+            on_stuck=on_stuck,
         )
-        self._grading = Grading(
-            config=config,
-            grader=grader,
-            slots=self._slots,
-            results=ResultPublisher(ConfirmingPublisher(self._publishing), config.results.queue, reactor),
-            clock=reactor,
-            wall_clock=wall_clock,
+        self._results = ResultPublisher(
+            ConfirmingPublisher(self._publishing), config.results.queue, reactor, self._valve
         )
+        self._breaker = GraderBreaker(
+            config=config.breaker, valve=self._valve, clock=reactor, wall_clock=wall_clock, probe=self._taking.probe
+        )
+        self._graders = Succession(self._make_grading(config))
+        self._turn = DeferredLock()
+        self._change: Deferred[None] | None = None
+        self._stopping = False
 
     @property
     def consuming(self) -> bool:
@@ -106,13 +121,14 @@ class AgentService(Service):
         """Start the grader, if it is a service, then publishing, then taking requests."""
         super().startService()
         self._patience.renew()
-        self._grading.start()
+        self._graders.current.start()
         self._publishing.startService()
         self._taking.startService()
 
     def stopService(self) -> Deferred[None]:
         """Take no more, finish what is being graded, give the rest back, then close; fires when all that is done."""
         super().stopService()
+        self._stopping = True
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
@@ -121,24 +137,105 @@ class AgentService(Service):
         self._publishing.hurry()
         self._patience.hurry()
 
+    def reconfigure(self, config: AgentConfig) -> Deferred[None]:
+        """Go on with another configuration, on the same connections. During a stop it does nothing.
+
+        A submission ends by the configuration by which it was taken, with the grader of that time. What can't change
+        without a restart stays as it is, and a line in the log names it.
+
+        :raises ConfigError: the grader can't be made or started; nothing has changed.
+        :raises BrokerError: the broker doesn't let us have a queue; nothing has changed.
+        """
+        return Deferred.fromCoroutine(self._reconfigure(config))
+
     async def _stop(self) -> None:
+        if self._change is not None:
+            self._change.cancel()
         if not await self._patience.with_time(self._config.drain_timeout, Deferred.fromCoroutine(self._drain())):
-            self._log.warn("{count} submissions go back to their queues", count=len(self._grading))
-            self._grading.cancel()
-            await self._patience.to_the_last(LAST_CHANCE, self._grading.when_idle())
+            self._log.warn("{count} submissions go back to their queues", count=self._graders.count)
+            self._graders.cancel()
+            await self._patience.to_the_last(LAST_CHANCE, Deferred.fromCoroutine(self._graders.when_idle()))
         await gatherResults([self._taking.stopService(), self._publishing.stopService()])
-        await self._grading.stop()
+        await self._graders.stop()
+        self._breaker.stop()
+        self._stopping = False
 
     async def _drain(self) -> None:
         # A broker that doesn't answer is no reason to drain for longer, so this is a part of it.
         await self._taking.close()
-        if len(self._grading):
-            self._log.info("waiting for {count} submissions", count=len(self._grading))
-        await self._grading.when_idle()
+        if self._graders.count:
+            self._log.info("waiting for {count} submissions", count=self._graders.count)
+        await self._graders.when_idle()
 
     def _receive(self, delivery: IHeldDelivery) -> Deferred[None]:
-        return self._grading.receive(delivery)
+        return self._graders.current.receive(delivery)
+
+    # Another configuration
+
+    async def _reconfigure(self, config: AgentConfig) -> None:
+        await self._turn.acquire()
+        try:
+            if not self._stopping:
+                self._change = Deferred.fromCoroutine(self._change_to(config))
+                await self._change
+        except CancelledError:
+            self._log.info("the configuration stays as it is: the agent stops")
+        finally:
+            self._change = None
+            self._turn.release()
+
+    async def _change_to(self, wanted: AgentConfig) -> None:
+        config, beyond = within_reach(self._config, wanted)
+        if beyond:
+            self._log.warn(
+                "{settings} changed, and that needs a restart: until then it stays as it is",
+                settings=", ".join(beyond),
+            )
+        changed = changed_sections(self._config, config)
+        if changed:
+            await self._take_over(config)
+            self._log.info("the configuration has changed: {sections}", sections=" ".join(changed))
+        elif not beyond:
+            self._log.info("the configuration is as it was: nothing changed")
+
+    async def _take_over(self, config: AgentConfig) -> None:
+        """All of it, or, with an error, nothing."""
+        grading = self._graders.current
+        if self._own_grader is None and not same_grader(self._config, config):
+            grading = self._make_grading(config)
+            if self.running:
+                grading.start()
+            self._graders.join(grading)
+        try:
+            await self._taking.use(config)
+        except Exception:
+            if grading is not self._graders.current:
+                self._graders.leave(grading)
+            raise
+        fresh = grading is not self._graders.current or config.breaker != self._config.breaker
+        # Nothing that follows can fail. No request of another queue is here yet: it would meet the wrong grader.
+        self._config = config
+        self._slots.resize(config.concurrency)
+        self._slots.reweigh(_weights(config))
+        self._results.default_key = config.results.queue
+        if grading is self._graders.current:
+            grading.use(config)
+        else:
+            self._graders.succeed(grading)
+        if fresh:
+            self._breaker.use(config.breaker)
+
+    def _make_grading(self, config: AgentConfig) -> Grading:
+        return Grading(
+            config=config,
+            grader=self._own_grader or configured_grader(config, self._reactor),
+            slots=self._slots,
+            results=self._results,
+            breaker=self._breaker,
+            clock=self._reactor,
+            wall_clock=self._wall_clock,
+        )
 
 
-async def _nothing(session: Session) -> None:
-    """Publishing needs no preparation."""
+def _weights(config: AgentConfig) -> dict[str, int]:
+    return {queue.name: queue.weight for queue in config.queues}
