@@ -99,3 +99,22 @@ class BreakerTests(SynchronousTestCase):
         self.assertEqual(len(self.breaker), 5)
         self.assertTrue(self.breaker.allows("open"))
         self.assertFalse(self.breaker.allows("open 99"))
+
+
+class GrowingPauseTests(SynchronousTestCase):
+    """A breaker whose pauses grow."""
+
+    def test_doubles(self) -> None:
+        """Each probe that fails doubles the pause, up to the longest; an answer makes it the first again."""
+        clock = Clock()
+        breaker = Breaker(failures=1, pause=10, longest_pause=35, seconds=clock.seconds)
+        for _ in range(2):
+            for pause in (10, 20, 35, 35):
+                breaker.failed("lms")
+                self.assertEqual(breaker.remaining("lms"), pause)
+                breaker.failed("lms")  # it had been asked before
+                self.assertEqual(breaker.remaining("lms"), pause)
+                clock.advance(pause)
+                self.assertTrue(breaker.allows("lms"))
+                self.assertEqual(breaker.remaining("lms"), pause)
+            breaker.answered("lms")

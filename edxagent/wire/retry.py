@@ -22,7 +22,7 @@ MOST = 1_000_000
 """Where counting ends."""
 
 MOST_HISTORY = 10
-LONGEST_ENTRY = 120
+LONGEST_ENTRY = 110
 """Bytes of one entry of the history."""
 _LONGEST_NAME = 40
 
