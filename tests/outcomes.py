@@ -36,6 +36,13 @@ def not_utf8(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+IMPATIENT: Mapping[str, Mapping[str, object]] = {
+    "retry": {"delays": 0.2, "crash_attempts": 1, "give_up_after": 1},
+    "breaker": {"failures": 1000},
+}
+"""Sections for an agent that soon gives up."""
+
+
 @frozen(kw_only=True)
 class Case:
     """A message and what should become of it.
@@ -64,6 +71,10 @@ class OutcomeTestCase(AgentTestCase):
     """
 
     grader = "fixed"
+
+    async def agent(self, **sections: Mapping[str, object]) -> AgentProcess:
+        """An agent that is at work, and impatient."""
+        return await super().agent(**{**IMPATIENT, **sections})
 
     async def send(self, case: Case, name: str) -> str:
         """Publish a case; returns the id that its outcome will have."""
@@ -115,7 +126,10 @@ class OutcomeTestCase(AgentTestCase):
         self.assertTrue(letter.body == case.body, "the body isn't verbatim")
         self.assertIn(case.error, headers.pop("x-error"), letter.properties.message_id)
         self.assertIsInstance(headers.pop("x-time"), float)
-        told = {"x-outcome": case.outcome, "x-agent": "e2e", "x-attempt": 1, "x-told-learner": case.told}
+        attempt = headers.pop("x-attempt")
+        self.assertEqual(attempt > 1, case.outcome == "unavailable")
+        self.assertEqual((len(headers.pop("x-history")), headers.pop("x-failures")), (attempt, {case.outcome: attempt}))
+        told = {"x-outcome": case.outcome, "x-agent": "e2e", "x-told-learner": case.told}
         self.assertEqual(headers, {**headers, **told, "x-queue": self.requests, "x-grader": self.grader})
         for name in ("type", "correlation_id", "reply_to"):
             self.assertEqual(getattr(letter.properties, name), {"type": "grading.request", **case.properties}.get(name))
