@@ -11,7 +11,7 @@ from edxagent.agent import AgentService, RemoteAgent, make_agent
 from edxagent.config.agent import read_agent_config
 from edxagent.config.values import LogConfig
 from edxagent.graders.registry import find_factory
-from edxagent.tap.process import EXIT_CONFIG, EXIT_REFUSED, ExitStatus, ProgramOptions, make_program
+from edxagent.tap.process import EXIT_CONFIG, EXIT_REFUSED, EXIT_STUCK, ExitStatus, ProgramOptions, make_program
 
 
 class Options(ProgramOptions):
@@ -22,7 +22,8 @@ class Options(ProgramOptions):
         "Grades the submissions that wait in RabbitMQ queues. TERM or INT stops it when what is being graded is done "
         "([agent] drain_timeout); a second one stops it at once. HUP has it ask the LMS side again ([lms-config]). "
         f"Exit status: {EXIT_CONFIG} the options or the configuration can't be used, {EXIT_REFUSED} the broker, or the "
-        "LMS side, refused something that a person must mend, 143 and 130 stopped by TERM and INT."
+        f"LMS side, refused something that a person must mend, {EXIT_STUCK} the broker has submissions but sends none, "
+        "over three connections in a row ([broker] watchdog), 143 and 130 stopped by TERM and INT."
     )
     optParameters: ClassVar = [
         ["config", "c", "etc/agent.ini", "The configuration file."],
@@ -53,6 +54,12 @@ def makeService(options: Options) -> IService:
             find_factory=find_factory,
             overrides=options.config_overrides(),
         )
-        return config.log, make_agent(config, reactor, on_refused=lambda refused: status.stop(EXIT_REFUSED))
+        agent = make_agent(
+            config,
+            reactor,
+            on_refused=lambda refused: status.stop(EXIT_REFUSED),
+            on_stuck=lambda: status.stop(EXIT_STUCK),
+        )
+        return config.log, agent
 
     return make_program(options, build)

@@ -23,6 +23,7 @@ from edxagent.ops.twistd_log import use_log_config
 EXIT_LISTEN = 1
 EXIT_CONFIG = 2
 EXIT_REFUSED = 3
+EXIT_STUCK = 4
 
 _log = Logger(namespace="edxagent.tap")
 
