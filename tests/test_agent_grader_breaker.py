@@ -228,11 +228,13 @@ class UseTests(BreakerTestCase):
         self.assertEqual(self.states(), ("closed", True))
 
     def test_stop(self) -> None:
-        """Stopped, it tries none, leaves no timer, and lets the one that is tried end."""
+        """Stopped, it tries none, leaves no timer, and lets the one that is tried end; it can begin anew."""
         for seconds in (0, 5):
             self.fail()
             self.clock.advance(seconds)
             self.breaker.stop()
-            self.assertEqual(self.clock.getDelayedCalls(), [])
+            self.assertEqual((self.valve.is_open, self.clock.getDelayedCalls()), (False, []))
+            self.breaker.use(CONFIG)
+            self.assertEqual(self.states(), ("closed", True))
         self.probe_ends(Outcome.GRADED)
-        self.assertEqual((self.states(), self.clock.getDelayedCalls(), len(self.probes)), (("closed", True), [], 1))
+        self.assertEqual((self.clock.getDelayedCalls(), len(self.probes)), ([], 1))

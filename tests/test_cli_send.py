@@ -105,14 +105,14 @@ class WithAgentTests(SendTestCase):
 
     async def test_failures_have_verdicts(self) -> None:
         """A failing grader's verdicts are verdicts; their outcome is told."""
-        await self.served("kind = failing\noutcome = crashed")
+        await self.served("kind = failing\noutcome = crashed\n[retry]\ndelays = 0.2")
         run = self.send("--count", "5", "--json")
         self.assertEqual(await run.ends(), 0, run.err)
         self.assertEqual(json.loads(run.out)["outcomes"], {"crashed": 5})
 
     async def test_quiet_failures(self) -> None:
         """Where the learner isn't told there is no verdict: status 1, and a hint at the dead letters."""
-        await self.served("kind = failing\noutcome = unavailable")
+        await self.served("kind = failing\noutcome = crashed\n[retry]\ncrash_attempts = 1\n[failure]\ntell_learner =")
         run = self.send("--count", "5", "--timeout", "1.5")
         self.assertEqual(await run.ends(), 1, run.err)
         self.assertIn("nothing seen", run.out)

@@ -76,14 +76,14 @@ class GraderBreaker:
         return self.state == CLOSED
 
     def use(self, config: BreakerConfig) -> None:
-        """Go by other settings, or guard another grader: the past counts no more."""
+        """Begin anew: with other settings, with another grader, or after :meth:`stop`."""
         self._go_by(config)
-        self.era += 1
-        self._close("it begins anew")
+        self._enter(CLOSED, "")
+        self._valve.open(_REASON)
 
     def stop(self) -> None:
-        """Try no more, as when the agent stops: the past counts no more."""
-        self._close("the agent stops")
+        """Try none any more; the valve stays as it is."""
+        self._enter(CLOSED, "")
 
     def report(self, outcome: Outcome, reason: str, *, era: int) -> bool:
         """How it went.
@@ -98,7 +98,7 @@ class GraderBreaker:
             if counts:
                 self._failed(reason)
             else:
-                self._close("the grader answers")
+                self._answered()
         return charged
 
     def _go_by(self, config: BreakerConfig) -> None:
@@ -132,11 +132,11 @@ class GraderBreaker:
         self._log.info("the grader's breaker is half-open: one submission is tried")
         self._try_one()
 
-    def _close(self, why: str) -> None:
+    def _answered(self) -> None:
         self._breaker.answered(_GRADER)
         if self.state != CLOSED:
             self._enter(CLOSED, "")
-            self._log.info("the grader's breaker is closed: {reason}", reason=why)
+            self._log.info("the grader's breaker is closed: the grader answers")
             self._valve.open(_REASON)
 
     def _enter(self, state: str, reason: str) -> None:

@@ -16,7 +16,6 @@ from edxagent.agent.ending import Announcer, Ending, Sequel
 from edxagent.agent.grader_breaker import GraderBreaker
 from edxagent.agent.results import ResultPublisher
 from edxagent.agent.retries import RetryPolicy
-from edxagent.agent.valve import Valve
 from edxagent.config.values import AgentConfig
 from edxagent.errors import GraderError, GraderUnavailable, MalformedRequest
 from edxagent.interfaces import IDelivery, IGrader, IHeldDelivery
@@ -87,18 +86,16 @@ class SubmissionLife:
         grader: IGrader,
         slots: FairSlots,
         results: ResultPublisher,
+        breaker: GraderBreaker,
         clock: IReactorTime,
         wall_clock: Callable[[], float],
-        breaker: GraderBreaker | None = None,
         quarantine: Quarantining | None = None,
     ) -> None:
         self._config = config
         self._grader = grader
         self._slots = slots
         self._results = results
-        self._breaker = breaker or GraderBreaker(
-            config=config.breaker, valve=Valve(), clock=clock, wall_clock=wall_clock
-        )
+        self._breaker = breaker
         self._quarantine = quarantine or NoQuarantine()
         self._announcer = Announcer(
             name=config.name,
@@ -196,14 +193,15 @@ class SubmissionLife:
     def _report(self, delivery: IHeldDelivery, ending: Ending, phases: Phases, sequel: Sequel, settled: bool) -> None:
         now = self._wall_clock()
         report = self._log.info if ending.outcome in (Outcome.GRADED, Outcome.CANCELLED) else self._log.warn
+        then = "" if sequel.again_in is None else f"; tried again in {sequel.again_in:g} s"
+        then += "" if settled else "; its connection is gone, so it will come again"
         report(
-            "{outcome}: {submission} from {queue} in {seconds:.3f} s, {waited:.3f} of them waiting{because}{next}{again}",
+            "{outcome}: {submission} from {queue} in {seconds:.3f} s, {waited:.3f} of them waiting{because}{then}",
             outcome=str(ending.outcome),
             submission=shorten(submission_id(delivery.body, delivery.properties), 255),
             queue=delivery.queue,
             seconds=round(now - phases.received, 6),
             waited=round((phases.started or now) - phases.received, 6),
             because=f": {shorten(ending.reason)}" if ending.reason else "",
-            next="" if sequel.again_in is None else f"; tried again in {sequel.again_in:g} s",
-            again="" if settled else "; its connection is gone, so it will come again",
+            then=then,
         )

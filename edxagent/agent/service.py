@@ -121,6 +121,7 @@ class AgentService(Service):
         """Start the grader, if it is a service, then publishing, then taking requests."""
         super().startService()
         self._patience.renew()
+        self._breaker.use(self._config.breaker)
         self._graders.current.start()
         self._publishing.startService()
         self._taking.startService()
