@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 from twisted.python.failure import Failure
@@ -18,18 +18,19 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from edxagent.agent.remote import LONGEST_PAUSE, RemoteAgent, make_agent
 from edxagent.agent.remote_cache import AnswerCache, CacheError
+from edxagent.agent.remote_origin import Origin
 from edxagent.agent.service import AgentService
 from edxagent.config.values import AgentConfig, BrokerConfig, GraderConfig, LMSSourceConfig, QueueConfig
-from edxagent.errors import ConfigError, ConfigRefused, ConfigUnavailable, EdxagentError
+from edxagent.errors import BrokerRefused, ConfigError, ConfigRefused, ConfigUnavailable, EdxagentError
 
 KEY = "key-of-the-agent"
 DOWN = ConfigUnavailable("it is down")
 REFUSED = ConfigRefused("it doesn't know our key")
 
 
-def answer(*queues: str) -> bytes:
+def answer(*queues: str, broker: str = "10.0.0.1") -> bytes:
     """What the LMS side says."""
-    told = {"broker": {"urls": ["amqp://u:hunter2@10.0.0.1"]}, "queues": {queue: {} for queue in queues}}
+    told = {"broker": {"urls": [f"amqp://u:hunter2@{broker}"]}, "queues": {queue: {} for queue in queues}}
     return json.dumps(told).encode()
 
 
@@ -74,6 +75,9 @@ class FakeAgent:
 
     def __init__(self, config: AgentConfig, events: list[str]) -> None:
         self.queues = "+".join(queue.name for queue in config.queues)
+        self.concurrency = config.concurrency
+        self.refusal: EdxagentError | None = None
+        self.changing: Deferred[None] | None = None
         self.draining: Deferred[None] | None = None
         self._events = events
 
@@ -89,6 +93,15 @@ class FakeAgent:
     def hurry(self) -> None:
         """Cut it short."""
         self._events.append(f"hurry {self.queues}")
+
+    def reconfigure(self, config: AgentConfig) -> Deferred[None]:
+        """Go on with others."""
+        queues = "+".join(queue.name for queue in config.queues)
+        self._events.append(f"change {self.queues} to {queues}")
+        if self.refusal is not None:
+            return fail(self.refusal)
+        self.queues = queues
+        return self.changing or succeed(None)
 
 
 class FakeSource:
@@ -136,19 +149,25 @@ class RemoteCase(SynchronousTestCase):
         service = RemoteAgent(
             config=self.config,
             make=self.make,
-            source=self.source,
-            cache=AnswerCache(self.lms),
+            make_origin=self.make_origin,
             reactor=self.clock,
             on_refused=self.refusals.append,
         )
+        self.agents.clear()
         capturing = capturedLogs()
         self.logged: list[LogEvent] = capturing.__enter__()
         self.addCleanup(capturing.__exit__, None, None, None)
         service.startService()
         return service
 
+    def make_origin(self, lms: LMSSourceConfig) -> Origin:
+        """Whom to ask."""
+        return Origin(self.source, AnswerCache(lms), self.clock)
+
     def make(self, config: AgentConfig) -> FakeAgent:
         """Make an agent."""
+        if config.grader.kind == "bad":
+            raise ConfigError(["[grader] it is bad"])
         self.agents.append(FakeAgent(config, self.events))
         return self.agents[-1]
 
@@ -203,11 +222,11 @@ class AskingTests(RemoteCase):
         self.assertEqual((self.events, self.source.asked), (["start a"], 3))
 
     def test_away_with_an_old_cache(self) -> None:
-        """When the LMS side is back and says something else, that agent makes way for another."""
+        """When the LMS side is back and says something else, the agent goes on with that."""
         self.remember(answer("a"))
         self.remote(DOWN, answer("b"))
         self.clock.advance(10)
-        self.assertEqual(self.events, ["start a", "stop a", "start b"])
+        self.assertEqual(self.events, ["start a", "change a to b"])
         self.assertEqual(self.remembered(), answer("b"))
 
     def test_refused(self) -> None:
@@ -260,15 +279,38 @@ class AskingTests(RemoteCase):
 class ReloadTests(RemoteCase):
     """``reload``."""
 
+    def lines(self) -> list[str]:
+        """What the log says."""
+        return [event["log_format"].format(**event) for event in self.logged]
+
     def test_same(self) -> None:
-        """The same answer changes nothing."""
+        """The same answer changes nothing, and that is said."""
         service = self.remote(answer("a"))
         service.reload()
         self.assertEqual((self.source.asked, self.events), (2, ["start a"]))
+        self.assertIn("nothing changed", self.lines()[-1])
 
-    def test_changed(self) -> None:
-        """Another answer: the agent finishes what it has begun, then another one begins."""
+    def test_other_queues(self) -> None:
+        """Other queues of the same broker: the agent goes on with them."""
         service = self.remote(answer("a"), answer("b"))
+        service.reload()
+        self.assertEqual(self.events, ["start a", "change a to b"])
+        service.reload()
+        self.assertEqual(self.events, ["start a", "change a to b"])
+
+    def test_queues_that_cannot_be_had(self) -> None:
+        """When the broker refuses a queue, the agent goes on as before; it is asked again until that is mended."""
+        service = self.remote(answer("a"), answer("b"))
+        self.agents[0].refusal = BrokerRefused("no queue b")
+        service.reload()
+        self.assertIn("no queue b", self.lines()[-1])
+        self.agents[0].refusal = None
+        self.clock.advance(10)
+        self.assertEqual(self.events, ["start a", "change a to b", "change a to b"])
+
+    def test_other_broker(self) -> None:
+        """Another broker: the agent finishes what it has begun, then another one begins."""
+        service = self.remote(answer("a"), answer("b", broker="10.0.0.2"))
         self.agents[0].draining = Deferred()
         service.reload()
         self.assertEqual(self.events, ["start a", "stop a"])
@@ -282,7 +324,7 @@ class ReloadTests(RemoteCase):
         for _ in range(3):
             self.assertEqual((self.events, self.remembered()), (["start a"], answer("a")))
             self.clock.advance(10)
-        self.assertEqual((self.events, self.refusals), (["start a", "stop a", "start b"], []))
+        self.assertEqual((self.events, self.refusals), (["start a", "change a to b"], []))
 
     def test_while_it_rests(self) -> None:
         """A pause is cut short."""
@@ -292,13 +334,13 @@ class ReloadTests(RemoteCase):
 
     def test_while_it_drains(self) -> None:
         """Called while agents change places, it asks again afterwards."""
-        service = self.remote(answer("a"), answer("b"), answer("c"))
+        service = self.remote(answer("a"), answer("b", broker="10.0.0.2"), answer("c", broker="10.0.0.2"))
         self.agents[0].draining = Deferred()
         service.reload()
         service.reload()
         self.assertEqual(self.source.asked, 2)
         self.agents[0].draining.callback(None)
-        self.assertEqual(self.events, ["start a", "stop a", "start b", "stop b", "start c"])
+        self.assertEqual(self.events, ["start a", "stop a", "start b", "change b to c"])
 
     def test_when_stopped(self) -> None:
         """Nothing happens before the start and after the stop."""
@@ -309,12 +351,82 @@ class ReloadTests(RemoteCase):
 
     def test_agent_that_does_not_stop_in_order(self) -> None:
         """What goes wrong in an old agent's stop is logged, and the new one begins."""
-        service = self.remote(answer("a"), answer("b"))
+        service = self.remote(answer("a"), answer("b", broker="10.0.0.2"))
         self.agents[0].draining = Deferred()
         service.reload()
         self.agents[0].draining.errback(ZeroDivisionError())
         self.assertEqual(self.events, ["start a", "stop a", "start b"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class ReconfigureTests(RemoteCase):
+    """``reconfigure``: another file."""
+
+    def changed(self, service: RemoteAgent, **changes: Any) -> None:
+        """Give it another file."""
+        self.config = evolve(self.config, **changes)
+        self.successResultOf(Deferred.fromCoroutine(service.reconfigure(self.config)))
+
+    def test_file_and_answer(self) -> None:
+        """What the file says now holds together with what is answered now."""
+        service = self.remote(answer("a"), answer("b"))
+        self.changed(service, concurrency=3)
+        self.assertEqual(self.events, ["start a", "change a to b"])
+        self.changed(service, concurrency=4)
+        self.assertEqual(self.events[2:], ["change b to b"])
+
+    def test_away(self) -> None:
+        """While the LMS side is away, the file holds together with its last good answer."""
+        service = self.remote(answer("a"), DOWN)
+        self.changed(service, concurrency=3)
+        self.assertEqual(self.events, ["start a", "change a to a"])
+        self.clock.advance(10)
+        self.assertEqual((self.events, self.source.asked), (["start a", "change a to a"], 3))
+
+    def test_before_any_answer(self) -> None:
+        """Without any answer it holds for the first agent."""
+        service = self.remote(DOWN, DOWN, answer("a"))
+        self.changed(service, concurrency=3)
+        self.clock.advance(10)
+        self.assertEqual((self.events, self.agents[-1].concurrency, self.source.asked), (["start a"], 3, 3))
+
+    def test_bad(self) -> None:
+        """A grader that can't be made changes nothing, and nobody is asked."""
+        service = self.remote(answer("a"), answer("b"))
+        config = evolve(self.config, grader=GraderConfig(kind="bad"))
+        self.failureResultOf(Deferred.fromCoroutine(service.reconfigure(config)), ConfigError)
+        self.assertEqual((self.events, self.source.asked), (["start a"], 1))
+        service.reload()
+        self.assertEqual(self.events, ["start a", "change a to b"])
+
+    def test_other_lms_side(self) -> None:
+        """Another LMS side is asked from now on, and the one before no more, not even if it is about to answer."""
+        asked: Deferred[bytes] = Deferred()
+        service = self.remote(answer("a"), asked)
+        before = self.source
+        service.reload()
+        self.source = FakeSource(answer("b"))
+        self.changed(service, lms=evolve(self.lms, url="https://lms2/agent/config", cache_file=self.mktemp()))
+        self.assertEqual((before.closed, self.source.asked), (True, 1))
+        self.assertEqual(self.events, ["start a", "change a to b"])
+        self.assertEqual(self.remembered(), answer("a"))
+
+    def test_without_lms_side(self) -> None:
+        """A file that names its own queues needs a restart; what else is in it is used."""
+        service = self.remote(answer("a"))
+        told = evolve(self.config, lms=None, queues=(QueueConfig(name="mine"),), concurrency=3)
+        self.successResultOf(Deferred.fromCoroutine(service.reconfigure(told)))
+        self.assertEqual(self.events, ["start a", "change a to a"])
+        self.assertTrue([event for event in self.logged if event.get("settings") == "[lms-config]"])
+
+    def test_stopped_meanwhile(self) -> None:
+        """A stop waits for no broker that is to agree to other queues."""
+        service = self.remote(answer("a"), answer("b"))
+        cancelled: list[Deferred[None]] = []
+        self.agents[0].changing = Deferred(cancelled.append)
+        service.reload()
+        self.successResultOf(service.stopService())
+        self.assertEqual((len(cancelled), self.events), (1, ["start a", "change a to b", "stop b"]))
 
 
 class StoppingTests(RemoteCase):
@@ -346,7 +458,7 @@ class StoppingTests(RemoteCase):
 
     def test_while_it_drains(self) -> None:
         """It waits until the old agent has finished, and doesn't begin with a new one."""
-        service = self.remote(answer("a"), answer("b"))
+        service = self.remote(answer("a"), answer("b", broker="10.0.0.2"))
         self.agents[0].draining = Deferred()
         service.reload()
         stopping = service.stopService()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shlex import quote
-from signal import SIGHUP, SIGINT, SIGTERM
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -173,15 +173,6 @@ class IdleTests(StoppingTestCase):
             agent = await self.agent()
             await self.stops(agent, number)
             self.assertEqual(agent.log.count("disconnected from"), 2)
-
-    async def test_hang_up(self) -> None:
-        """HUP is ignored with a line that says how to have a new configuration read."""
-        agent = await self.agent()
-        agent.send_signal(SIGHUP)
-        await agent.says("HUP is ignored: to have a changed configuration read, stop the program and start it again")
-        await self.publish(request(), message_id="1")
-        await self.collect(self.results, 1)
-        await self.stops(agent)
 
     async def test_at_the_very_start(self) -> None:
         """TERM may come before anything is up."""

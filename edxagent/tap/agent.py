@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
 
-from edxagent.agent import AgentService, RemoteAgent, make_agent
+from edxagent.agent import make_agent
+from edxagent.agent.reload import ConfiguredAgent
 from edxagent.config.agent import read_agent_config
-from edxagent.config.values import LogConfig
+from edxagent.config.values import AgentConfig, LogConfig
 from edxagent.graders.registry import find_factory
 from edxagent.tap.process import EXIT_CONFIG, EXIT_REFUSED, EXIT_STUCK, ExitStatus, ProgramOptions, make_program
 
@@ -20,7 +22,8 @@ class Options(ProgramOptions):
     program = "edxagent"
     longdesc = (
         "Grades the submissions that wait in RabbitMQ queues. TERM or INT stops it when what is being graded is done "
-        "([agent] drain_timeout); a second one stops it at once. HUP has it ask the LMS side again ([lms-config]). "
+        "([agent] drain_timeout); a second one stops it at once. HUP has it read its configuration again, "
+        "without losing a submission; what is wrong with that is logged, and changes nothing. "
         f"Exit status: {EXIT_CONFIG} the options or the configuration can't be used, {EXIT_REFUSED} the broker, or the "
         f"LMS side, refused something that a person must mend, {EXIT_STUCK} the broker has submissions but sends none, "
         "over three connections in a row ([broker] watchdog), 143 and 130 stopped by TERM and INT."
@@ -47,19 +50,20 @@ class Options(ProgramOptions):
 def makeService(options: Options) -> IService:
     """The agent, for ``twistd``."""
 
-    def build(reactor: Any, status: ExitStatus) -> tuple[LogConfig, AgentService | RemoteAgent]:
-        config = read_agent_config(
-            options["config"],
-            environment=os.environ,
-            find_factory=find_factory,
-            overrides=options.config_overrides(),
+    def read(path: str) -> AgentConfig:
+        return read_agent_config(
+            path, environment=os.environ, find_factory=find_factory, overrides=options.config_overrides()
         )
+
+    def build(reactor: Any, status: ExitStatus) -> tuple[LogConfig, ConfiguredAgent]:
+        config = read(options["config"])
+        path = os.path.abspath(options["config"])  # twistd may go elsewhere later
         agent = make_agent(
             config,
             reactor,
             on_refused=lambda refused: status.stop(EXIT_REFUSED),
             on_stuck=lambda: status.stop(EXIT_STUCK),
         )
-        return config.log, agent
+        return config.log, ConfiguredAgent(agent=agent, read=partial(read, path), reactor=reactor)
 
     return make_program(options, build)
