@@ -222,6 +222,27 @@ class EndTests(SynchronousTestCase):
         self.assertNotIn(1, broker.client.channels)
         self.assertIsNone(broker.client.reason)
 
+    def test_a_broker_that_opens_no_channel(self) -> None:
+        """At the deadline the whole connection is cut: it would be of no use, though its heartbeats came."""
+        broker = ScriptedBroker()
+        broker.open()
+        asked = Deferred.fromCoroutine(broker.client.open_channel())
+        lost = broker.client.when_lost()
+        broker.clock.advance(10)
+        self.failureResultOf(asked, BrokerUnreachable)
+        self.assertIn("didn't answer channel.open within 10 s", str(self.successResultOf(lost)))
+        self.assertEqual(broker.clock.getDelayedCalls(), [])
+
+    def test_a_broker_that_blocks_us_opens_no_channel(self) -> None:
+        """It doesn't read what we ask, but it will: the connection stays."""
+        broker = ScriptedBroker()
+        broker.open()
+        asked = Deferred.fromCoroutine(broker.client.open_channel())
+        broker.say(commands.Connection.Blocked("low on memory"), channel=0)
+        broker.clock.advance(10)
+        self.failureResultOf(asked, BrokerUnreachable)
+        self.assertIsNone(broker.client.reason)
+
     def test_a_peaceful_end(self) -> None:
         """What was held is written, the broker is asked, and the clock is empty when it agreed."""
         broker = ScriptedBroker(heartbeat=10)

@@ -112,13 +112,19 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         self.tuned.callback(None)
 
     async def open_channel(self) -> Channel:
-        """A new channel.
+        """A new channel. A broker that doesn't open one in time is of no use: the connection is cut, for a new one.
 
         :raises BrokerUnreachable: the connection is gone, or has no number left.
         """
         channel: Channel = self.channelFactory(self._free_number(), self.outgoing, self)
         self.channels[channel.id] = channel
-        await channel.channel_open()
+        try:
+            await channel.channel_open()
+        except BrokerUnreachable as error:
+            # One that blocks us doesn't read what we ask, and will go on.
+            if self.blocked is None and not self.closing:
+                self.abort(BrokerUnreachable(f"{self}: {error}"))
+            raise
         return channel
 
     def forget(self, channel: Channel) -> None:

@@ -30,9 +30,10 @@ PREPARE_CALLS = 20
 class BrokerLink(Service):
     """Keeps a session with one of the brokers. After each failure the next address gets its turn.
 
-    The pauses between attempts double, with jitter, from ``retry_initial`` to ``retry_max``. What can't heal by itself
-    (:class:`BrokerRefused`) is reported. Before the link was ever up, it stops trying once every address has refused;
-    afterwards it goes on with the longest pause, for a broker that is being rebuilt refuses for a while.
+    The pauses between attempts double, with jitter, from ``retry_initial`` on, until those of a round of all addresses
+    make up ``retry_max``. What can't heal by itself (:class:`BrokerRefused`) is reported. Before the link was ever up,
+    it stops trying once every address has refused; afterwards it goes on with the longest pause, for a broker that is
+    being rebuilt refuses for a while.
 
     :param reactor: provides ``IReactorTCP``, ``IReactorTime``, ``IReactorPluggableNameResolver``.
     :param purpose: ``consume`` or ``publish``; with ``name`` it is what the broker's list of connections shows.
@@ -252,10 +253,11 @@ class BrokerLink(Service):
     def _pause(self, attempt: int) -> float:
         """Seconds before attempt number ``attempt`` in a row."""
         config = self.config
-        address = config.addresses[self._turn % len(config.addresses)]
-        pause = min(config.retry_initial * 2.0 ** min(attempt - 1, 60), config.retry_max)
-        if address in self._refusals:
-            pause = config.retry_max
+        count = len(config.addresses)
+        address = config.addresses[self._turn % count]
+        pause = longest = config.retry_max / count
+        if address not in self._refusals:
+            pause = min(config.retry_initial * 2.0 ** min((attempt - 1) // count, 60), longest)
         pause *= random.uniform(0.5, 1.0)
         self._log.info("{link}: next try in {pause:.1f} s at {broker}", link=self.label, pause=pause, broker=address)
         return pause

@@ -108,6 +108,8 @@ class RPCChannel(AMQChannel):  # type: ignore[misc]  # txamqp has no types
         if self.closed:
             return succeed(None)
         self._end(reason)
+        if self.client.closed:  # by one of those who were told just now
+            return succeed(None)
         return self.ask("channel", "close", 200, "", 0, 0)
 
     def ask(self, klass: str, name: str, *args: object) -> Deferred[Any]:

@@ -50,7 +50,8 @@ class BrokerConfig:
     :ivar call_timeout: for every question that the broker must answer.
     :ivar confirm_timeout: for the confirm of a publish.
     :ivar consumer_timeout: what RabbitMQ is configured with: it takes a delivery back that isn't acked by then.
-    :ivar retry_initial: the pause before the first reconnection; doubles, with jitter, up to ``retry_max``.
+    :ivar retry_initial: the pause before the first reconnection; doubles, with jitter.
+    :ivar retry_max: the longest pause before the same broker is tried again.
     :ivar declare: whether what is missing on the broker is declared; otherwise it is an error.
     :ivar queue_type: of the queues that we declare: ``quorum`` or ``classic``.
     :ivar watchdog: a connection over which nothing comes for so long though messages are ready is made anew (0 = it is
@@ -64,7 +65,7 @@ class BrokerConfig:
     confirm_timeout: float = 30.0
     consumer_timeout: float = 1800.0
     retry_initial: float = 0.5
-    retry_max: float = 30.0
+    retry_max: float = 8.0
     declare: bool = True
     queue_type: str = "quorum"
     watchdog: float = 60.0
