@@ -26,6 +26,19 @@ class DisposeTests(SynchronousTestCase):
         rows = {str(outcome): dispose(outcome, tell_learner={}) for outcome in Outcome}
         self.assertEqual({word: (r.dead_letter, r.tell_learner, r.requeue) for word, r in rows.items()}, expected)
 
+    def test_retried(self) -> None:
+        """Outcome → the setting that says when it isn't tried again; the others never are."""
+        limits = {str(outcome): row.retried_until.value for outcome, row in DEFAULT_TABLE.items() if row.retried_until}
+        self.assertEqual(
+            limits,
+            {
+                "unavailable": "give_up_after",
+                "timed-out": "timeout_attempts",
+                "crashed": "crash_attempts",
+                "bad-reply": "crash_attempts",
+            },
+        )
+
     def test_nobody_to_tell(self) -> None:
         """Without a header a failing submission is a dead letter only."""
         row = dispose(Outcome.MALFORMED, tell_learner={"malformed": True}, header_known=False)
