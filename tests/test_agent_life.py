@@ -87,6 +87,10 @@ class KnownSuspects:
         finally:
             self.watched.remove(submission)
 
+    def forget(self, submission: str) -> None:
+        """See ``Quarantine``."""
+        self.convicts.remove(submission)
+
 
 class Bench:
     """A life with its surroundings."""
@@ -454,7 +458,6 @@ class BreakerTests(SynchronousTestCase):
         bench.run(evolve(request(), body=b"?"))
         bench.quarantine.convicts.add("s-1")
         bench.run(request())
-        bench.quarantine.convicts.clear()
         self.assertTrue(bench.valve.is_open)
         bench.run(request())
         self.assertFalse(bench.valve.is_open)
@@ -494,6 +497,19 @@ class QuarantinedTests(SynchronousTestCase):
         self.assertEqual((dead.headers["x-outcome"], dead.headers["x-told-learner"]), ("quarantined", False))
         self.assertEqual((delivery.settled, bench.grader.requests, bench.results()), ("ack", [], []))
         self.assertEqual((bench.slots.free, bench.quarantine.watched), (1, []))
+
+    def test_replayed(self) -> None:
+        """Once it is a dead letter, and not before, it is forgotten: somebody who replays it has a reason."""
+        bench = Bench(GOOD)
+        bench.quarantine.convicts.add("s-1")
+        bench.publisher.failures = [PublishFailed("refused")]
+        delivery = bench.take(request())
+        bench.handle(delivery)
+        self.assertEqual(bench.quarantine.convicts, {"s-1"})
+        bench.clock.pump([0.5, 0.001, 0.001, 0.001])
+        self.assertEqual((bench.quarantine.convicts, delivery.settled), (set(), "ack"))
+        bench.run(request())
+        self.assertEqual(len(bench.results()), 1)
 
 
 class PublishingTests(SynchronousTestCase):

@@ -52,6 +52,10 @@ class Quarantining(Protocol):
         """Remember, until the context ends or we die, that it is being graded."""
         ...
 
+    def forget(self, submission: str) -> None:
+        """It is a dead letter now: one that is replayed starts with a clean record."""
+        ...
+
 
 class NoQuarantine:
     """Knows nothing."""
@@ -67,6 +71,9 @@ class NoQuarantine:
     def watch(self, submission: str) -> AbstractContextManager[None]:
         """See :class:`Quarantining`."""
         return nullcontext()
+
+    def forget(self, submission: str) -> None:
+        """See :class:`Quarantining`."""
 
 
 class SubmissionLife:
@@ -133,6 +140,8 @@ class SubmissionLife:
             sequel = self._announcer.sequel(delivery, ending, phases, self._wall_clock())
             for message in sequel.messages:
                 await self._results.publish(message)
+            if ending.outcome is Outcome.QUARANTINED:
+                self._quarantine.forget(submission.id)
             done_with = True
         except (CancelledError, TimeIsOver):
             ending, sequel = Ending(outcome=Outcome.CANCELLED, reason="it goes back to its queue"), Sequel()
