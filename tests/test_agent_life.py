@@ -488,6 +488,22 @@ class QuarantinedTests(SynchronousTestCase):
             bench.clock.pump([0.001] * 3)
         self.assertEqual([each.settled for each in (first, suspect, last)], ["ack"] * 3)
 
+    def test_patient_suspect(self) -> None:
+        """A suspect waits for the end of its neighbours: going back, it would have stopped everybody for nothing."""
+        bench = Bench(None)
+        bench.slots.resize(2)
+        bench.quarantine.suspects.add("s-1")
+        first, suspect = (bench.take(request(message_id=name)) for name in ("s-0", "s-1"))
+        bench.handle(first)
+        bench.handle(suspect)
+        bench.clock.advance(CONFIG.hold_limit + CONFIG.grader.timeout - 1)
+        bench.grader.hanging[0].callback(GOOD)
+        bench.clock.pump([0.001] * 3)
+        self.assertEqual((first.settled, bench.quarantine.watched), ("ack", ["s-1"]))
+        bench.grader.hanging[0].callback(GOOD)
+        bench.clock.pump([0.001] * 3)
+        self.assertEqual((suspect.settled, bench.clock.getDelayedCalls()), ("ack", []))
+
     def test_convicted(self) -> None:
         """One of which it is known isn't graded any more: it is a dead letter, and the learner gets no 0."""
         bench = Bench(GOOD)

@@ -154,9 +154,12 @@ class SubmissionLife:
 
     async def _wait_for_slot(self, delivery: IHeldDelivery) -> None:
         # Alone, so that no neighbour is there to be suspected too, should the agent die of this one.
-        waiting = self._slots.acquire(delivery.queue, alone=self._quarantine.is_suspect(delivery))
+        alone = self._quarantine.is_suspect(delivery)
+        waiting = self._slots.acquire(delivery.queue, alone=alone)
         if not waiting.called:
-            waiting.addTimeout(self._config.hold_limit, self._clock)
+            # When its turn has come, all who have slots still have theirs; and nobody gets another meanwhile.
+            neighbours = self._config.grader.timeout if alone else 0.0
+            waiting.addTimeout(self._config.hold_limit + neighbours, self._clock)
         await waiting
 
     async def _grade(self, submission: Submission) -> Ending:
