@@ -30,6 +30,7 @@ format: .venv/dev
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis _trial_temp* build dist *.egg-info twisted/plugins/dropin.cache
+	rm -rf edxagent-journal
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/ready: pyproject.toml setup.py .ci/setup

@@ -81,6 +81,7 @@ class AgentTestCase(LinkTestCase):
     :ivar broker: a channel in confirm mode.
     :ivar requests: the name of the queue that agents take from; its dead letters are in :attr:`dead`.
     :ivar results: the name of the queue where verdicts go.
+    :ivar journal: the folder where agents write down what they are grading.
     """
 
     broker: Channel
@@ -90,6 +91,7 @@ class AgentTestCase(LinkTestCase):
         self.requests = self.unique("requests")
         self.dead = dead_queue_of(self.requests)
         self.results = self.unique("results")
+        self.journal = Path(self.mktemp()).absolute()
         self.broker = await self.channel(confirming=True)
         self.addCleanup(lambda: Deferred.fromCoroutine(self._remove_queues()))
 
@@ -101,6 +103,7 @@ class AgentTestCase(LinkTestCase):
             "queues": {self.requests: ""},
             "grader": {"kind": "fixed"},
             "results": {"queue": self.results},
+            "quarantine": {"journal": self.journal},
         }
         merged = {name: {**defaults.get(name, {}), **sections.get(name, {})} for name in (*defaults, *sections)}
         path = Path(self.mktemp())

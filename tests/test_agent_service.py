@@ -11,7 +11,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from edxagent.agent import AgentService, make_agent_service
 from edxagent.config.agent import read_agent_config
-from edxagent.config.values import AgentConfig, BrokerAddress, BrokerConfig, GraderConfig, QueueConfig
+from edxagent.config.values import (
+    AgentConfig,
+    BrokerAddress,
+    BrokerConfig,
+    GraderConfig,
+    QuarantineConfig,
+    QueueConfig,
+)
 from edxagent.graders.registry import find_factory
 from edxagent.model import GraderRequest, GraderResponse
 from edxagent.testing.graders import StubGrader
@@ -48,6 +55,7 @@ class StopTests(SynchronousTestCase):
             broker=BrokerConfig(addresses=(address,)),
             queues=(QueueConfig(name="q"),),
             grader=GraderConfig(kind="stub"),
+            quarantine=QuarantineConfig(journal=None),
         )
         grader = ServiceGrader()
         service = make_agent_service(config, reactor, grader=grader)  # type: ignore[arg-type]

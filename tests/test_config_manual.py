@@ -42,12 +42,13 @@ class ShippedFileTests(SynchronousTestCase):
         self.assertEqual(config.concurrency, 10)
 
     def test_environment(self) -> None:
-        """The environment that it documents names another broker, another grader, another concurrency."""
+        """The environment that it documents names another broker, grader, concurrency and journal."""
         config = self.read(
             {
                 "EDXAGENT_BROKER_URL": "amqp://demo:secret@127.0.0.1:40001/demo",
                 "EDXAGENT_GRADER_URL": "http://127.0.0.1:40002/",
                 "EDXAGENT_CONCURRENCY": "4",
+                "EDXAGENT_JOURNAL": "/var/lib/edxagent/journal",
             }
         )
         self.assertEqual(
@@ -55,12 +56,13 @@ class ShippedFileTests(SynchronousTestCase):
             (BrokerAddress(host="127.0.0.1", port=40001, username="demo", password="secret", vhost="demo"),),
         )
         self.assertEqual((config.grader.options["url"], config.concurrency), ("http://127.0.0.1:40002/", 4))
+        self.assertEqual(config.quarantine.journal, "/var/lib/edxagent/journal")
 
     def test_nothing_else_from_the_environment(self) -> None:
         """It looks at no variable, commented settings aside, that its head doesn't document."""
         self.assertEqual(
             variables_of(SHIPPED.read_text(encoding="utf-8")),
-            ["EDXAGENT_CONCURRENCY", "EDXAGENT_BROKER_URL", "EDXAGENT_GRADER_URL"],
+            ["EDXAGENT_CONCURRENCY", "EDXAGENT_BROKER_URL", "EDXAGENT_GRADER_URL", "EDXAGENT_JOURNAL"],
         )
 
     def test_complete(self) -> None:

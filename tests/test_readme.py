@@ -56,6 +56,7 @@ class ReadmeTests(BrokerTestCase):
             "EDXAGENT_DATABASE_URL": f"sqlite:///{folder}/scores.db",
             "EDXAGENT_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
             "EDXAGENT_FILES_FOLDER": f"{folder}/files",
+            "EDXAGENT_JOURNAL": f"{folder}/journal",
             "CAMPUS_LISTEN": f"tcp:{self.campus}:interface=127.0.0.1",
         }
         self.left = list(COMMANDS)

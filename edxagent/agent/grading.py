@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from edxagent.agent.grader_breaker import GraderBreaker
 from edxagent.agent.life import SubmissionLife
+from edxagent.agent.quarantine import Quarantine
 from edxagent.agent.results import ResultPublisher
 from edxagent.config.values import AgentConfig
 from edxagent.errors import ConfigError, plain_reason
@@ -58,6 +59,7 @@ class Grading:
         slots: FairSlots,
         results: ResultPublisher,
         breaker: GraderBreaker,
+        quarantine: Quarantine,
         clock: Any,
         wall_clock: Callable[[], float],
     ) -> None:
@@ -65,6 +67,7 @@ class Grading:
         self._slots = slots
         self._results = results
         self._breaker = breaker
+        self._quarantine = quarantine
         self._clock = clock
         self._wall_clock = wall_clock
         self._started = False
@@ -124,6 +127,7 @@ class Grading:
             slots=self._slots,
             results=self._results,
             breaker=self._breaker,
+            quarantine=self._quarantine,
             clock=self._clock,
             wall_clock=self._wall_clock,
         )

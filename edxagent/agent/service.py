@@ -14,6 +14,7 @@ from edxagent.agent.blocked import BlockedBroker
 from edxagent.agent.changes import changed_sections, within_reach
 from edxagent.agent.grader_breaker import GraderBreaker
 from edxagent.agent.grading import Grading, configured_grader, same_grader
+from edxagent.agent.quarantine import Quarantine
 from edxagent.agent.results import ResultPublisher
 from edxagent.agent.succession import Succession
 from edxagent.agent.taking import Taking
@@ -107,6 +108,7 @@ class AgentService(Service):
         self._breaker = GraderBreaker(
             config=config.breaker, valve=self._valve, clock=reactor, wall_clock=wall_clock, probe=self._taking.probe
         )
+        self._quarantine = Quarantine(config.quarantine, reactor, concurrency=config.concurrency, wall_clock=wall_clock)
         self._graders = Succession(self._make_grading(config))
         self._turn = DeferredLock()
         self._change: Deferred[None] | None = None
@@ -124,7 +126,8 @@ class AgentService(Service):
         self._breaker.use(self._config.breaker)
         self._graders.current.start()
         self._publishing.startService()
-        self._taking.startService()
+        # What agents died of has to be known before the first submission comes.
+        self._quarantine.open().addCallback(lambda _: self._start_taking())
 
     def stopService(self) -> Deferred[None]:
         """Take no more, finish what is being graded, give the rest back, then close; fires when all that is done."""
@@ -156,6 +159,7 @@ class AgentService(Service):
             self._log.warn("{count} submissions go back to their queues", count=self._graders.count)
             self._graders.cancel()
             await self._patience.to_the_last(LAST_CHANCE, Deferred.fromCoroutine(self._graders.when_idle()))
+        await self._quarantine.close()
         await gatherResults([self._taking.stopService(), self._publishing.stopService()])
         await self._graders.stop()
         self._breaker.stop()
@@ -167,6 +171,10 @@ class AgentService(Service):
         if self._graders.count:
             self._log.info("waiting for {count} submissions", count=self._graders.count)
         await self._graders.when_idle()
+
+    def _start_taking(self) -> None:
+        if self.running:
+            self._taking.startService()
 
     def _receive(self, delivery: IHeldDelivery) -> Deferred[None]:
         return self._graders.current.receive(delivery)
@@ -219,6 +227,7 @@ class AgentService(Service):
         self._slots.resize(config.concurrency)
         self._slots.reweigh(_weights(config))
         self._results.default_key = config.results.queue
+        self._quarantine.use(config.quarantine)
         if grading is self._graders.current:
             grading.use(config)
         else:
@@ -233,6 +242,7 @@ class AgentService(Service):
             slots=self._slots,
             results=self._results,
             breaker=self._breaker,
+            quarantine=self._quarantine,
             clock=self._reactor,
             wall_clock=self._wall_clock,
         )

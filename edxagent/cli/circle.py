@@ -66,7 +66,7 @@ class Circle:
 
     :param broker: RabbitMQ's URL.
     :param ports: free ones, for the gateway, the LMS and the grader.
-    :param folder: for databases and files; somebody else removes it.
+    :param folder: for databases, files and the journal; somebody else removes it.
     :param concurrency: submissions graded at once.
     :ivar gateway: its URL, as an LMS is told.
     :ivar database: the file with the scores.
@@ -99,6 +99,7 @@ class Circle:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(checkout.root), os.environ.get("PYTHONPATH")])),
             "EDXAGENT_BROKER_URL": broker,
             "EDXAGENT_CONCURRENCY": str(concurrency),
+            "EDXAGENT_JOURNAL": str(folder / "journal"),
             "EDXAGENT_GRADER_URL": f"http://{HOST}:{self._grader_port}/",
             "EDXAGENT_LMS_URL": f"http://{HOST}:{self._lms_port}",
             "EDXAGENT_LMS_PASSWORD_HASH": str(PasswordHash.of(self._password)),

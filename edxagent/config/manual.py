@@ -27,9 +27,9 @@ All mistakes are told at once, and nothing starts before they are mended.
 * `--help` behind either command lists what can be overridden on the command line, and the exit statuses.
 
 The environment that the shipped files look at: `EDXAGENT_BROKER_URL` (may hold a password); for the agent
-`EDXAGENT_GRADER_URL` and `EDXAGENT_CONCURRENCY`; for the LMS side `EDXAGENT_LMS_PASSWORD_HASH`, `EDXAGENT_LMS_URL`,
-`EDXAGENT_FILES_FOLDER`, `EDXAGENT_FILES_URL`, and `EDXAGENT_DATABASE_URL` and `EDXAGENT_LEDGER_URL` (may hold
-passwords).
+`EDXAGENT_GRADER_URL`, `EDXAGENT_CONCURRENCY` and `EDXAGENT_JOURNAL`; for the LMS side `EDXAGENT_LMS_PASSWORD_HASH`,
+`EDXAGENT_LMS_URL`, `EDXAGENT_FILES_FOLDER`, `EDXAGENT_FILES_URL`, and `EDXAGENT_DATABASE_URL` and `EDXAGENT_LEDGER_URL`
+(may hold passwords).
 """
 
 _BOTH = "What both may have."
