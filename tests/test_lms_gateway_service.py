@@ -104,7 +104,7 @@ class StoppingTests(GatewayTestCase):
 
         self.publisher.publish = slowly  # type: ignore[method-assign]
         submitting = Deferred.fromCoroutine(self.submit(cookie))
-        await until(lambda: len(self.gateway._answering) == 1)
+        await until(lambda: self.gateway.answering == 1)
         stopping = self.gateway.stopService()
         self.assertFalse(stopping.called)
         confirm.callback(None)
@@ -122,14 +122,14 @@ class StoppingTests(GatewayTestCase):
         asking = Deferred.fromCoroutine(
             self.post("/xqueue/put_result/", {"xqueue_header": "h", "xqueue_body": "b"}, cookie=cookie, client=client)
         )
-        await until(lambda: len(self.gateway._answering) == 1)
+        await until(lambda: self.gateway.answering == 1)
         await client.close()
         await self.assertFailure(asking, Exception)
         stopping = self.gateway.stopService()
-        self.assertEqual(len(self.gateway._answering), 1)
+        self.assertEqual(self.gateway.answering, 1)
         confirm.callback(Reply(0, ""))
         await stopping
-        self.assertEqual(len(self.gateway._answering), 0)
+        self.assertEqual(self.gateway.answering, 0)
 
     async def test_before_it_listened(self) -> None:
         """It can be stopped at once."""

@@ -62,7 +62,9 @@ class StoreTestCase(TestCase):
 
     def kept(self) -> list[str]:
         """What is in the folder."""
-        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*"))
+        # Not rglob: that fails if something is just being deleted.
+        found = [Path(folder, name) for folder, folders, files in os.walk(self.folder) for name in (*folders, *files)]
+        return sorted(str(path.relative_to(self.folder)) for path in found)
 
 
 class KeepingTests(StoreTestCase):

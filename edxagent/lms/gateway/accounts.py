@@ -52,21 +52,21 @@ class Failures:
     """
 
     def __init__(self, most: int, clock: IReactorTime) -> None:
-        self._most = most
+        self.most = most
         self._clock = clock
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def check(self, address: str) -> None:
         """:raises TooManyLogins: that address has failed too often."""
         times = self._times.get(address)
-        if times is not None and len(times) == self._most:
+        if times is not None and len(times) == self.most:
             wait = times[0] + MINUTE - self._clock.seconds()
             if wait > 0:
                 raise TooManyLogins(wait)
 
     def count(self, address: str) -> None:
         """It has failed."""
-        self._times.setdefault(address, deque(maxlen=self._most)).append(self._clock.seconds())
+        self._times.setdefault(address, deque(maxlen=self.most)).append(self._clock.seconds())
         self._times.move_to_end(address)
         if len(self._times) > MOST_ADDRESSES:
             self._times.popitem(last=False)
@@ -91,10 +91,6 @@ class Accounts:
     """
 
     def __init__(self, users: Mapping[str, str], *, login_failures: int, threads: Threads, clock: IReactorTime) -> None:
-        self._users = _read(users)
-        # An unknown user's password is checked against this one, so that time doesn't tell who is known.
-        self._nobody = next(iter(self._users.values()), PasswordHash(salt=b"", key=os.urandom(32)))
-        self._failures = Failures(login_failures, clock)
         self._threads = threads
         self._secret = os.urandom(32)
         self._checks: dict[tuple[str, bytes], _Check] = {}
@@ -102,6 +98,20 @@ class Accounts:
         self._clock = clock
         self._right_until: dict[bytes, float] = {}
         self._running = 0
+        self._users: dict[str, PasswordHash] = {}
+        # An unknown user's password is checked against this one, so that time doesn't tell who is known.
+        self._nobody = PasswordHash(salt=b"", key=os.urandom(32))
+        self._failures = Failures(login_failures, clock)
+        self.use(read_users(users), login_failures)
+
+    def use(self, users: dict[str, PasswordHash], login_failures: int) -> None:
+        """Let other users in from now on. Who failed lately isn't forgotten, unless failures count otherwise now."""
+        if users != self._users:
+            self._users = users
+            self._nobody = next(iter(users.values()), self._nobody)
+            self._right_until.clear()
+        if login_failures != self._failures.most:
+            self._failures = Failures(login_failures, self._clock)
 
     def known(self, name: str) -> PasswordHash | None:
         """The hash of a user, or ``None`` if there is none of that name."""
@@ -112,12 +122,15 @@ class Accounts:
 
         :raises TooManyLogins: that address, or all of them together, try too often.
         """
-        login = hmac.digest(self._secret, f"{name}\0{password}".encode(errors="replace"), hashlib.sha256)
+        expected = self._users.get(name)
+        login = hmac.digest(self._secret, f"{name}\0{password}\0{expected}".encode(errors="replace"), hashlib.sha256)
         if self._right_until.get(login, 0.0) > self._clock.seconds():
             return True
         self._failures.check(address)
         right = await self._checked(login, name, password[:LONGEST_PASSWORD], address)
-        right = right and name in self._users and len(password) <= LONGEST_PASSWORD
+        # Who began to log in with a password that was replaced meanwhile isn't let in.
+        right = right and expected is not None and expected == self._users.get(name)
+        right = right and len(password) <= LONGEST_PASSWORD
         if right:  # there are no more of these than users
             self._right_until[login] = self._clock.seconds() + REMEMBERED
         else:
@@ -162,7 +175,11 @@ class Accounts:
             waiter.callback(result)
 
 
-def _read(users: Mapping[str, str]) -> dict[str, PasswordHash]:
+def read_users(users: Mapping[str, str]) -> dict[str, PasswordHash]:
+    """The hashes of users.
+
+    :raises ConfigError: one is none.
+    """
     hashes, problems = {}, []
     for name, text in users.items():
         try:

@@ -81,7 +81,7 @@ class Channels:
 
     :param open_channel: opens one.
     :param missing: is awaited when the broker doesn't know a queue (any more); may make it.
-    :param most: requests that may be out at once.
+    :ivar most: requests that may be out at once.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Channels:
     ) -> None:
         self._open_channel = open_channel
         self._missing = missing
-        self._most = most
+        self.most = most
         self._taking = 0
         self._out: dict[GettingChannel, Taken] = {}
         self._idle: list[GettingChannel] = []
@@ -105,8 +105,8 @@ class Channels:
         :raises AllOut: others have to be settled first.
         :raises BrokerError: the broker can't be asked, or refuses.
         """
-        if self._taking + len(self._out) >= self._most:
-            raise AllOut(f"{self._most} submissions are out with graders")
+        if self._taking + len(self._out) >= self.most:
+            raise AllOut(f"{self.most} submissions are out with graders")
         self._taking += 1
         try:
             channel = await self._ready()

@@ -32,6 +32,7 @@ class Lease:
     :ivar key: ``submission_key``.
     :ivar header: the LMS's ``xqueue_header``; stays here.
     :ivar received: when it was given out, in seconds since the epoch.
+    :ivar seconds: how long it lasts.
     :ivar lost: whether the broker took the submission back.
     """
 
@@ -40,6 +41,7 @@ class Lease:
     delivery: IDelivery
     header: str = field(repr=False)
     received: float
+    seconds: float
     lost: bool = False
     _until: float
     _timer: IDelayedCall | None = field(default=None, repr=False)
@@ -69,6 +71,7 @@ class Leases:
             delivery=delivery,
             header=header,
             received=received,
+            seconds=self.seconds,
             until=self._clock.seconds() + self.seconds,
         )
         self._run(lease)

@@ -19,7 +19,7 @@ from edxagent.agent.ending import Announcer, Ending
 from edxagent.agent.life import returned_often
 from edxagent.agent.results import ResultPublisher
 from edxagent.config.lms_values import GatewayConfig
-from edxagent.errors import BadReply, BrokerError, MalformedRequest
+from edxagent.errors import BadReply, BrokerError, BrokerUnreachable, MalformedRequest
 from edxagent.interfaces import IDelivery
 from edxagent.lms.contracts import Reply
 from edxagent.lms.gateway.channels import AllOut, Channels, Taken
@@ -46,6 +46,7 @@ MOST_MALFORMED = 20
 class Pull:
     """See :class:`edxagent.lms.contracts.IPull`.
 
+    :param obstacle: tells why no verdict could be passed on at the moment, if so: nothing is given out then.
     :param wall_clock: seconds since the epoch; ``clock`` may be a monotonic one.
     """
 
@@ -60,6 +61,7 @@ class Pull:
         results: ResultPublisher,
         clock: IReactorTime,
         wall_clock: Callable[[], float],
+        obstacle: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._config = config
         self._channels = channels
@@ -68,10 +70,19 @@ class Pull:
         self._results = results
         self._clock = clock
         self._wall_clock = wall_clock
+        self._obstacle = obstacle
         self._answers = Tasks()
         self._errands = Tasks()
         self._complaints: dict[str, str] = {}
         self._closed = True
+
+    def use(self, config: GatewayConfig, announcer: Announcer, results: ResultPublisher) -> None:
+        """Go by another configuration from now on. What is out with a grader may be answered as it was told."""
+        self._config = config
+        self._channels.most = config.max_leases
+        self._leases.seconds = config.lease
+        self._announcer = announcer
+        self._results = results
 
     @property
     def leased(self) -> int:
@@ -151,6 +162,8 @@ class Pull:
         for _ in range(MOST_MALFORMED):
             if self._closed:
                 break
+            if (obstacle := self._obstacle()) is not None:
+                raise BrokerUnreachable(f"no verdict could be passed on: {obstacle}")
             taken = await self._channels.take(queue)
             if taken is None:
                 break
@@ -220,7 +233,7 @@ class Pull:
             "no verdict on {submission} from a grader that polls within {seconds:g} s: it goes back to {queue}",
             submission=_id_of(lease.delivery),
             queue=lease.delivery.queue,
-            seconds=self._leases.seconds,
+            seconds=lease.seconds,
         )
         self._give_back(lease.delivery)
 

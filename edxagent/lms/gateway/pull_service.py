@@ -31,6 +31,7 @@ class PullService(Service):
     :param name: the program's, for the header ``x-agent`` and the broker's list of connections.
     :param results: the routing key in ``grading.results`` of verdicts whose request names no ``reply_to``.
     :param publisher: for verdicts.
+    :param obstacle: why nothing can be published at the moment, if so.
     :param on_refused: is called when every broker has refused us in a way that only a person can mend.
     :param wall_clock: seconds since the epoch.
     """
@@ -47,10 +48,14 @@ class PullService(Service):
         reactor: Any,
         on_refused: Callable[[BrokerRefused], object],
         wall_clock: Callable[[], float],
+        obstacle: Callable[[], str | None] = lambda: None,
     ) -> None:
+        self._name = name
         self._queues = config.queues
         self._results = results
         self._broker = broker
+        self._publisher = publisher
+        self._reactor = reactor
         self._link = BrokerLink(
             reactor=reactor,
             config=broker,
@@ -60,14 +65,20 @@ class PullService(Service):
             on_refused=on_refused,
         )
         self._pull = Pull(
-            # Half, so that the broker never takes back what somebody is still at, publishing included.
-            config=evolve(config, lease=min(config.lease, broker.consumer_timeout / 2)),
+            config=self._with_lease(config),
             channels=Channels(open_channel=self._open_channel, missing=self._missing, most=config.max_leases),
-            announcer=Announcer(name=name, grader=GRADER, results=results, failure=failure),
-            results=ResultPublisher(publisher, results, reactor),
+            announcer=self._announcer(failure),
+            results=self._result_publisher(),
             clock=reactor,
             wall_clock=wall_clock,
+            obstacle=obstacle,
         )
+
+    def use(self, config: GatewayConfig, failure: FailureConfig, results: str) -> None:
+        """Go by another configuration from now on. What is out with a grader may be answered as it was told."""
+        self._queues = config.queues
+        self._results = results
+        self._pull.use(self._with_lease(config), self._announcer(failure), self._result_publisher())
 
     async def get_queuelen(self, queue: str) -> Reply:
         """See :meth:`IPull.get_queuelen`."""
@@ -100,6 +111,16 @@ class PullService(Service):
     async def _stop(self) -> None:
         await self._pull.close()
         await self._link.stopService()
+
+    def _with_lease(self, config: GatewayConfig) -> GatewayConfig:
+        # Half, so that the broker never takes back what somebody is still at, publishing included.
+        return evolve(config, lease=min(config.lease, self._broker.consumer_timeout / 2))
+
+    def _announcer(self, failure: FailureConfig) -> Announcer:
+        return Announcer(name=self._name, grader=GRADER, results=self._results, failure=failure)
+
+    def _result_publisher(self) -> ResultPublisher:
+        return ResultPublisher(self._publisher, self._results, self._reactor)
 
     async def _prepare(self, session: Session) -> None:
         await ensure_topology(session, self._broker, queues=self._queues, results=self._results)

@@ -1,51 +1,25 @@
-"""The gateway as one Twisted service: what it is made of, and in which order it starts and stops."""
+"""The gateway as one Twisted service: where it listens, and in which order it starts and stops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.defer import TimeoutError as TimeIsOver
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from edxagent.amqp.link import BrokerLink
-from edxagent.amqp.publisher import ConfirmingPublisher
 from edxagent.config.lms_values import GatewayConfig
 from edxagent.errors import ConfigError
 from edxagent.interfaces import IPublisher
 from edxagent.lms.contracts import IAgentConfig, ILedger, IPull
-from edxagent.lms.gateway.accounts import CHECKS_AT_ONCE, Accounts
 from edxagent.lms.gateway.door import DoorSite
-from edxagent.lms.gateway.queue_length import QueueLengths
-from edxagent.lms.gateway.request import BodyRules, Budget, FormRequest
-from edxagent.lms.gateway.sessions import Sessions
-from edxagent.lms.gateway.site import FrontDoor
-from edxagent.lms.gateway.submissions import Submissions
-from edxagent.lms.gateway.threads import Threads
-from edxagent.lms.gateway.uploads import FolderStore
-from edxagent.tasks import Tasks
+from edxagent.lms.gateway.interior import FINISH_WITHIN, Interior
 from edxagent.words import brief
-
-HELD_AT_ONCE = 8
-"""All requests together may hold so many times ``max_upload``."""
-
-LENGTH_WITHIN = 0.9
-"""Seconds for the queue's length, when a submission is already safe."""
-
-FINISH_WITHIN = 6.0
-"""Seconds that a stop waits for requests under way: a little longer than a submission takes."""
-
-CLEAN_EVERY = 3600.0
-"""Seconds between two looks for uploads that are too old; for shorter lifetimes, a quarter of those."""
-
-FILE_THREADS = 4
 
 
 class Gateway(Service):
@@ -75,62 +49,37 @@ class Gateway(Service):
         reactor: Any,
         wall_clock: Callable[[], float],
     ) -> None:
-        self._config = config
+        self._listen = config.listen
         self._reactor = reactor
-        self._answering = Tasks()
-        self._afterwards = Tasks()
-        self._logins = Threads(reactor, "logins", CHECKS_AT_ONCE)
-        self._disk = Threads(reactor, "files", FILE_THREADS)
         self._port: IListeningPort | None = None
         self._opening: Deferred[None] | None = None
         self.listening: Deferred[None] = Deferred()
-        self._store = self._file_store(wall_clock)
-        self._cleaning: LoopingCall | None = None
-        accounts = Accounts(config.users, login_failures=config.login_failures, threads=self._logins, clock=reactor)
-        sessions = Sessions(
-            secret=config.session_secret,
-            lifetime=config.session_lifetime,
-            known=accounts.known,
-            wall_clock=wall_clock,
-        )
-        submissions = Submissions(
+        self._interior = Interior(
             config=config,
-            publisher=publisher or ConfirmingPublisher(link, timeout=config.confirm_timeout),
-            lengths=QueueLengths(link, LENGTH_WITHIN),
-            store=self._store,
+            link=link,
+            publisher=publisher,
+            pull=pull,
+            agent_config=agent_config,
             ledger=ledger,
-            tasks=self._afterwards,
-            clock=reactor,
+            reactor=reactor,
             wall_clock=wall_clock,
         )
-        front = FrontDoor(
-            accounts=accounts,
-            sessions=sessions,
-            submissions=submissions,
-            pull=pull,
-            files=self._store,
-            agent_config=agent_config,
-            behind_tls_proxy=config.behind_tls_proxy,
-            threads=self._disk,
-            tasks=self._answering,
-        )
-        rules = BodyRules(
-            most=config.max_upload,
-            budget=Budget(HELD_AT_ONCE * config.max_upload),
-            knows=lambda request: front.user_of(request) is not None,
-        )
-        self._site = DoorSite(front.app.resource(), partial(FormRequest, rules), reactor)
+        self._site = DoorSite(self._interior.resource, self._interior.request, reactor)
 
     @property
     def address(self) -> Any:
         """Where it listens, while it does: an ``IAddress``."""
         return None if self._port is None else self._port.getHost()
 
+    @property
+    def answering(self) -> int:
+        """How many requests are being answered."""
+        return self._interior.answering
+
     def startService(self) -> None:
         """Begin to listen; see :attr:`listening`."""
         super().startService()
-        self._logins.start()
-        self._disk.start()
+        self._interior.start()
         self.listening = Deferred()
         self._opening = Deferred.fromCoroutine(self._open())
         self._opening.addCallbacks(self.listening.callback, self.listening.errback)
@@ -144,16 +93,24 @@ class Gateway(Service):
         """Cut a stop short that is under way: who wasn't answered yet finds the connection closed."""
         for door in list(self._site.doors):
             door.cut()
-        for tasks in (self._answering, self._afterwards):
-            tasks.cancel()
+        self._interior.hurry()
+
+    async def prepared(self, config: GatewayConfig, agent_config: IAgentConfig | None) -> Callable[[], None]:
+        """See that it can go by another configuration, but for ``listen``; returns what has it do so. It goes on
+        listening all the time, and who is being answered is answered by the configuration that there was.
+
+        :raises ConfigError: it can't.
+        """
+        furnish = await self._interior.prepared(config, agent_config)
+
+        def change() -> None:
+            self._site.resource = furnish()
+
+        return change
 
     async def _open(self) -> None:
-        if self._store is not None:
-            await self._store.prepare()
-            self._cleaning = LoopingCall(self._clean, self._store)
-            self._cleaning.clock = self._reactor
-            self._cleaning.start(min(CLEAN_EVERY, self._config.files_lifetime / 4))
-        listen = self._config.listen
+        await self._interior.open()
+        listen = self._listen
         try:
             self._port = await serverFromString(self._reactor, listen).listen(self._site)
         except CannotListenError as error:
@@ -168,35 +125,11 @@ class Gateway(Service):
     async def _close(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
-        if self._cleaning is not None and self._cleaning.running:
-            self._cleaning.stop()
         port, self._port = self._port, None
         if port is not None:
             await maybeDeferred(port.stopListening)
         await self._site.close(FINISH_WITHIN)
-        for tasks in (self._answering, self._afterwards):
-            try:
-                await tasks.when_idle().addTimeout(FINISH_WITHIN, self._reactor)
-            except TimeIsOver:
-                tasks.cancel()
-                await tasks.when_idle()
-        await self._logins.stop()
-        await self._disk.stop()
-
-    def _clean(self, store: FolderStore) -> None:
-        self._afterwards.launch(store.clean(), "deleting old uploads")
-
-    def _file_store(self, wall_clock: Callable[[], float]) -> FolderStore | None:
-        config = self._config
-        if config.files_folder is None or config.files_url is None:
-            return None
-        return FolderStore(
-            config.files_folder,
-            url=config.files_url,
-            lifetime=config.files_lifetime,
-            threads=self._disk,
-            wall_clock=wall_clock,
-        )
+        await self._interior.close()
 
 
 def _shown(address: Any) -> str:

@@ -85,6 +85,7 @@ class FolderStore:
         self, folder: str, *, url: str, lifetime: float, threads: Threads, wall_clock: Callable[[], float]
     ) -> None:
         self._folder = Path(folder)
+        self._former: list[Path] = []
         self._url = url.rstrip("/")
         self._lifetime = lifetime
         self._threads = threads
@@ -100,17 +101,21 @@ class FolderStore:
         except OSError as error:
             raise ConfigError([f"[gateway] files_folder: {self._folder} can't be used: {error.strerror}"]) from None
 
+    def take_over(self, former: FolderStore) -> None:
+        """Go on for another store: what is in its folders can be fetched here, and gets too old here."""
+        folders = dict.fromkeys((former._folder, *former._former))
+        self._former = [folder for folder in folders if folder != self._folder]
+
     async def clean(self) -> None:
         """Delete what is too old."""
-        try:
-            count = await self._threads.run(self._clean, self._wall_clock())
-        except OSError as error:
-            self._log.error(
-                "old uploads in {folder} can't be deleted: {reason}", folder=self._folder, reason=str(error)
-            )
-        else:
-            if count:
-                self._log.info("the files of {count} submissions were too old, and deleted", count=count)
+        for folder in (self._folder, *self._former):
+            try:
+                count = await self._threads.run(_clean, folder, self._wall_clock())
+            except OSError as error:
+                self._log.error("old uploads in {folder} can't be deleted: {reason}", folder=folder, reason=str(error))
+            else:
+                if count:
+                    self._log.info("the files of {count} submissions were too old, and deleted", count=count)
 
     async def store(self, files: Sequence[Upload]) -> Stored:
         """See :meth:`IUploadStore.store`."""
@@ -139,10 +144,12 @@ class FolderStore:
         match = _token.fullmatch(token)
         if match is None or not _name.fullmatch(name) or int(match[1]) <= self._wall_clock():
             return None
-        try:
-            return await self._threads.run(self._open, token, name)
-        except OSError:
-            return None
+        for folder in (self._folder, *self._former):
+            try:
+                return await self._threads.run(_open, folder / token, name)
+            except OSError:
+                continue
+        return None
 
     # In threads
 
@@ -167,29 +174,31 @@ class FolderStore:
         _sync(folder)
         _sync(self._folder)
 
-    def _open(self, token: str, name: str) -> StoredFile | None:
-        folder = os.open(self._folder / token, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            # Without waiting: opening a pipe would.
-            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        finally:
-            os.close(folder)
-        state = os.fstat(file)
-        if not stat.S_ISREG(state.st_mode):
-            os.close(file)
-            return None
-        return StoredFile(name=name, size=state.st_size, content=open(file, "rb"))
 
-    def _clean(self, now: float) -> int:
-        count = 0
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                match = _token.fullmatch(entry.name)
-                if match and int(match[1]) <= now and entry.is_dir(follow_symlinks=False):
-                    with suppress(OSError):
-                        shutil.rmtree(entry.path)
-                        count += 1
-        return count
+def _open(place: Path, name: str) -> StoredFile | None:
+    folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # Without waiting: opening a pipe would.
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+    state = os.fstat(file)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(file)
+        return None
+    return StoredFile(name=name, size=state.st_size, content=open(file, "rb"))
+
+
+def _clean(folder: Path, now: float) -> int:
+    count = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            match = _token.fullmatch(entry.name)
+            if match and int(match[1]) <= now and entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):
+                    shutil.rmtree(entry.path)
+                    count += 1
+    return count
 
 
 def _sync(folder: Path) -> None:
