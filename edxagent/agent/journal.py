@@ -22,8 +22,6 @@ from edxagent.agent.deaths import MODE, Deaths, key_of, read_deaths, updated, wr
 SLOT = 512
 MOST_SLOTS = 10_000
 MOST_FILES = 1000
-PATIENCE = 5.0
-"""Seconds to wait for others that open the folder at the same time."""
 
 _EMPTY = b"\n".ljust(SLOT)
 _NUMBER = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
@@ -85,10 +83,14 @@ class Journal:
 
 
 class JournalFolder:
-    """The folder that the agents of a machine share. All methods block: call them in a thread."""
+    """The folder that the agents of a machine share. All methods block: call them in a thread.
 
-    def __init__(self, path: str) -> None:
+    :param patience: seconds to wait for others that open or update it at the same time.
+    """
+
+    def __init__(self, path: str, patience: float = 5.0) -> None:
         self.path = os.path.abspath(path)
+        self._patience = patience
         self._deaths = os.path.join(self.path, "deaths")
 
     def open(self, slots: int) -> tuple[Journal, list[str]]:
@@ -131,10 +133,10 @@ class JournalFolder:
     def _locked(self) -> Iterator[None]:
         file = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, MODE)
         try:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + self._patience
             while not _lock(file):
                 if time.monotonic() > deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, f"another process has kept its lock for {PATIENCE:g} s")
+                    raise TimeoutError(errno.ETIMEDOUT, f"another process has kept its lock for {self._patience:g} s")
                 time.sleep(0.02)
             yield
         finally:
