@@ -82,6 +82,8 @@ class FaultTestCase(AgentTestCase):
 class DroppedConnectionTests(FaultTestCase):
     """Connections that are reset, one after the other."""
 
+    timeout = 90.0 + 5 * DROPS
+
     async def test_drops(self) -> None:
         """After each of them every queue is consumed again soon, and in the end every submission has a verdict."""
         queues = [self.requests, *(self.unique("requests") for _ in range(2))]

@@ -66,6 +66,9 @@ class Intake:
         wanted = dict.fromkeys(queues)
         for queue in [queue for queue in self._keepers if queue not in wanted]:
             self._keepers.pop(queue).cancel()
+            lane = self._lanes.pop(queue, None)
+            if lane is not None:
+                lane.retire()
         for queue in wanted:
             if queue not in self._keepers:
                 self._keepers[queue] = self._tasks.launch(self._keep(queue), f"taking requests from {queue}")
@@ -104,12 +107,11 @@ class Intake:
         """Returns why it is of no more use."""
         self._lanes[lane.queue] = lane
         lane.when_consuming().addCallback(lambda _: self._be_content(lane.queue))
-        try:
-            lane.feed()
-            return await lane.when_broken()
-        finally:
-            lane.retire()
-            del self._lanes[lane.queue]
+        lane.feed()
+        error = await lane.when_broken()
+        del self._lanes[lane.queue]
+        lane.retire()
+        return error
 
     def _complain(self, queue: str, reason: str) -> None:
         if self._complaints.get(queue) != reason:  # it may be the same for days
