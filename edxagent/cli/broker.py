@@ -60,7 +60,7 @@ async def open_exchange(
     exchange = Exchange(
         clock=reactor,
         wall_clock=wall_clock,
-        publisher=_Publisher(publishing, session.address, config.confirm_timeout, reactor),
+        publisher=ChannelPublisher(publishing, session.address, config.confirm_timeout, reactor),
         queue=queue,
         reply_to=reply_to,
         unanswered=unanswered,
@@ -78,7 +78,7 @@ async def open_exchange(
 
 
 @implementer(IPublisher)
-class _Publisher:
+class ChannelPublisher:
     """Publishes on one channel, with a deadline."""
 
     def __init__(self, channel: Channel, address: BrokerAddress, timeout: float, reactor: Any) -> None:

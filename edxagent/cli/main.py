@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from edxagent.cli.api_key import api_key
+from edxagent.cli.dead import dead
 from edxagent.cli.demo import demo
 from edxagent.cli.grade import grade
 from edxagent.cli.password import password
@@ -74,6 +75,7 @@ def edxagent(ctx: click.Context, debug: bool) -> None:
 
 
 edxagent.add_command(api_key)
+edxagent.add_command(dead)
 edxagent.add_command(demo)
 edxagent.add_command(grade)
 edxagent.add_command(password)
