@@ -15,8 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from edxagent.agent.grader_breaker import GraderBreaker
 from edxagent.agent.held import HeldDelivery
-from edxagent.agent.life import MANY_RETURNS, SubmissionLife
+from edxagent.agent.life import SubmissionLife
 from edxagent.agent.results import ResultPublisher
+from edxagent.agent.returns import MANY_RETURNS
 from edxagent.agent.valve import Valve
 from edxagent.config.values import (
     AgentConfig,
@@ -111,7 +112,7 @@ class Bench:
         self.breaker = GraderBreaker(
             config=config.breaker, valve=self.valve, clock=self.clock, wall_clock=self.wall_clock
         )
-        self.quarantine = KnownSuspects()
+        self.quarantine: Any = KnownSuspects()
         self.life = SubmissionLife(
             config=config,
             grader=self.grader,

@@ -13,8 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from edxagent.agent.ending import Announcer
-from edxagent.agent.life import MANY_RETURNS
 from edxagent.agent.results import ResultPublisher
+from edxagent.agent.returns import MANY_RETURNS
 from edxagent.amqp.channel import QueueInfo
 from edxagent.config.lms_values import GatewayConfig
 from edxagent.config.values import FailureConfig

@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from edxagent.agent.life import MANY_RETURNS
 from edxagent.agent.results import ResultPublisher
+from edxagent.agent.returns import MANY_RETURNS
 from edxagent.breaker import Breaker
 from edxagent.config.lms_values import UpdaterConfig
 from edxagent.errors import (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 from attrs import evolve
 from twisted.internet.defer import CancelledError
@@ -14,11 +12,13 @@ from twisted.logger import Logger
 
 from edxagent.agent.ending import Announcer, Ending, Sequel
 from edxagent.agent.grader_breaker import GraderBreaker
+from edxagent.agent.quarantine import Quarantine
 from edxagent.agent.results import ResultPublisher
 from edxagent.agent.retries import RetryPolicy
+from edxagent.agent.returns import returned_often
 from edxagent.config.values import AgentConfig
 from edxagent.errors import GraderError, GraderUnavailable, MalformedRequest
-from edxagent.interfaces import IDelivery, IGrader, IHeldDelivery
+from edxagent.interfaces import IGrader, IHeldDelivery
 from edxagent.limits import FairSlots
 from edxagent.model import Outcome, Submission
 from edxagent.verdict import check_verdict
@@ -26,61 +26,13 @@ from edxagent.wire.request import decode_request, grader_request, requeued_reque
 from edxagent.wire.result import Phases
 from edxagent.words import shorten
 
-MANY_RETURNS = 10
-"""From this ``x-delivery-count`` on a request goes back as a new message: a broker drops one that was returned too
-often (RabbitMQ's quorum queues count each return towards ``x-delivery-limit``, 20 by default from 4.0 on)."""
-
-
-def returned_often(delivery: IDelivery) -> bool:
-    """Whether a request shouldn't be returned once more as it is."""
-    returns = delivery.properties.headers.get("x-delivery-count")
-    return type(returns) is int and returns >= MANY_RETURNS
-
-
-class Quarantining(Protocol):
-    """What a life needs to know of the submissions that agents died of."""
-
-    def is_suspect(self, delivery: IDelivery) -> bool:
-        """Whether an agent may have died of it."""
-        ...
-
-    def is_convicted(self, submission: str) -> bool:
-        """Whether so many died of it that it mustn't be graded any more."""
-        ...
-
-    def watch(self, submission: str) -> AbstractContextManager[None]:
-        """Remember, until the context ends or we die, that it is being graded."""
-        ...
-
-    def forget(self, submission: str) -> None:
-        """It is a dead letter now: one that is replayed starts with a clean record."""
-        ...
-
-
-class NoQuarantine:
-    """Knows nothing."""
-
-    def is_suspect(self, delivery: IDelivery) -> bool:
-        """See :class:`Quarantining`."""
-        return False
-
-    def is_convicted(self, submission: str) -> bool:
-        """See :class:`Quarantining`."""
-        return False
-
-    def watch(self, submission: str) -> AbstractContextManager[None]:
-        """See :class:`Quarantining`."""
-        return nullcontext()
-
-    def forget(self, submission: str) -> None:
-        """See :class:`Quarantining`."""
-
 
 class SubmissionLife:
     """Takes each delivery through its life.
 
     :param grader: has its deadline around it already.
     :param breaker: hears how the grader does.
+    :param quarantine: knows what agents died of.
     :param wall_clock: seconds since the epoch; ``clock`` may be a monotonic one.
     """
 
@@ -94,16 +46,16 @@ class SubmissionLife:
         slots: FairSlots,
         results: ResultPublisher,
         breaker: GraderBreaker,
+        quarantine: Quarantine,
         clock: IReactorTime,
         wall_clock: Callable[[], float],
-        quarantine: Quarantining | None = None,
     ) -> None:
         self._config = config
         self._grader = grader
         self._slots = slots
         self._results = results
         self._breaker = breaker
-        self._quarantine = quarantine or NoQuarantine()
+        self._quarantine = quarantine
         self._announcer = Announcer(
             name=config.name,
             grader=config.grader.kind,

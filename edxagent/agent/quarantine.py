@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from edxagent.agent.deaths import key_of
 from edxagent.agent.journal import Journal, JournalFolder
-from edxagent.agent.life import returned_often
+from edxagent.agent.returns import returned_often
 from edxagent.config.values import QuarantineConfig
 from edxagent.interfaces import IDelivery
 from edxagent.tasks import Tasks

@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as WaitedLongEnough
 
-from edxagent.agent.life import returned_often
+from edxagent.agent.returns import returned_often
 from edxagent.amqp.channel import Channel
 from edxagent.amqp.delivery import Delivery
 from edxagent.amqp.session import Session

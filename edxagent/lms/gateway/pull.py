@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from edxagent.agent.ending import Announcer, Ending
-from edxagent.agent.life import returned_often
 from edxagent.agent.results import ResultPublisher
+from edxagent.agent.returns import returned_often
 from edxagent.config.lms_values import GatewayConfig
 from edxagent.errors import BadReply, BrokerError, BrokerUnreachable, MalformedRequest
 from edxagent.interfaces import IDelivery

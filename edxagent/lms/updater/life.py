@@ -10,8 +10,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from edxagent.agent.life import returned_often
 from edxagent.agent.results import ResultPublisher
+from edxagent.agent.returns import returned_often
 from edxagent.errors import InvalidResult
 from edxagent.interfaces import IDelivery
 from edxagent.lms.updater.checks import ResultChecker, name_of
