@@ -18,6 +18,10 @@ class Turns:
         self._free = DeferredSemaphore(count)
         self._locks: dict[str, DeferredLock] = {}
 
+    def resize(self, count: int) -> None:
+        """Let so many have their turn at once from now on. Those that have one, or wait for it, aren't counted."""
+        self._free = DeferredSemaphore(count)
+
     def __len__(self) -> int:
         """How many submissions have a turn, or wait for one."""
         return len(self._locks)
