@@ -2,6 +2,7 @@
 #
 #   make demo     watch submissions being graded through a RabbitMQ of its own (ARGS="--count 50 --keep")
 #   make test     lint, types and tests                                        (TESTS=tests.test_wire for a part)
+#   make faults   break everything there is, at full size, and count what gets lost: up to 45 minutes
 #   make lint     lint and types only
 #   make format   let ruff mend what it can
 #   make clean    remove all that these commands made in this folder
@@ -10,7 +11,7 @@ TESTS = tests
 RABBITMQ = /usr/lib/rabbitmq/bin/rabbitmq-server
 POSTGRESQL = /usr/lib/postgresql/*/bin/initdb
 
-.PHONY: help demo test lint format clean rabbitmq postgresql
+.PHONY: help demo test faults lint format clean rabbitmq postgresql
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -20,6 +21,9 @@ demo: .venv/ready rabbitmq
 
 test: .venv/dev rabbitmq postgresql
 	@.venv/bin/python .ci/check.py $(TESTS)
+
+faults: .venv/dev rabbitmq postgresql
+	@.venv/bin/python -m tests.faults $(FAULTS)
 
 lint: .venv/dev
 	@.venv/bin/python .ci/check.py

@@ -67,7 +67,8 @@ class Cluster:
 
     async def online(self, queue: str) -> int:
         """On how many nodes a quorum queue is up."""
-        return int(await self._ask(queue, "length(rabbit_quorum_queue:get_connected_nodes(Queue))"))
+        names = await self._ask(queue, "proplists:get_value(online, rabbit_quorum_queue:info(Queue, [online]))")
+        return sum(node.name in names for node in self.nodes)
 
     async def _ask(self, queue: str, question: str) -> str:
         """Ask a running node something, in Erlang, about ``Queue``."""
