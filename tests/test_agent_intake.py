@@ -257,6 +257,50 @@ class IntakeTests(SynchronousTestCase):
             self.assertEqual(sum(self.broker[queue].unsettled for queue in "ab"), 0)
             self.assertEqual(sum(len(self.broker[queue].consumers) for queue in "ab"), 0)
 
+    def test_other_queues(self) -> None:
+        """A queue that is wanted no more is left, one that is new is taken from, one that stays isn't touched."""
+        agent = self.agent({"a": 1, "b": 1}, concurrency=2, seconds=5)
+        self.broker.declare("c")
+        agent.seconds["c"] = 5
+        for queue in "abc":
+            self.fill(queue, 10)
+        self.run_for(1)
+        self.assertEqual((agent.running["a"], agent.running["b"], agent.held["a"], agent.held["b"]), (1, 1, 1, 1))
+        agent.intake.take_from("bc")
+        self.run_for(1)
+        self.assertEqual((agent.held["a"], agent.held["b"], agent.held["c"]), (0, 1, 1))
+        self.assertEqual([self.broker[queue].returned for queue in "abc"], [1, 0, 0])
+        self.run_for(100)
+        self.assertEqual((agent.graded["a"], agent.graded["b"], agent.graded["c"]), (1, 10, 10))
+        self.assertEqual((self.broker["a"].unsettled, len(self.broker["a"].consumers)), (0, 0))
+
+    def test_alone_when_others_are_left(self) -> None:
+        """A queue that is the last one is no more in company: it runs on acks alone, without a get."""
+        agent = self.agent({"a": 1, "b": 1}, concurrency=2, seconds=0.01)
+        for queue in "ab":
+            self.fill(queue, 1000)
+        self.run_for(1)
+        agent.intake.take_from("a")
+        self.run_for(0.5)
+        gets = self.broker["a"].gets
+        self.run_for(1)
+        self.assertEqual(self.broker["a"].gets, gets)
+        self.assertGreater(agent.graded["a"], 300)
+
+    def test_consuming(self) -> None:
+        """It says so while the broker lets us have the requests of every queue."""
+        agent = self.agent({"a": 1, "b": 1})
+        self.assertFalse(agent.intake.consuming)
+        self.run_for(0.1)
+        self.assertTrue(agent.intake.consuming)
+        self.broker.delete("b")
+        self.run_for(0.1)
+        self.assertFalse(agent.intake.consuming)
+        self.run_for(2)
+        self.assertTrue(agent.intake.consuming)
+        Deferred.fromCoroutine(agent.intake.close())
+        self.assertFalse(agent.intake.consuming)
+
     def test_deleted_queue_comes_back(self) -> None:
         """A queue that is deleted and made again is consumed again."""
         agent = self.agent({"a": 1}, concurrency=2, seconds=0.01)

@@ -262,10 +262,10 @@ class ValveTests(TakingTestCase):
         self.assertEqual((await self.consumers(), taking.consuming), (0, False))
 
     async def test_blocked_broker(self) -> None:
-        """While RabbitMQ is short of memory nothing is taken; afterwards all of it."""
+        """While RabbitMQ is short of memory nothing is taken; the connection lives, for longer than two heartbeats."""
         taking = await self.started()
-        publishing = self.link(prepare=BlockedBroker(self.valve).attend, purpose="publish")
-        await publishing.when_up()
+        publishing = self.link(self.config(heartbeat=1), prepare=BlockedBroker(self.valve).attend, purpose="publish")
+        session = await publishing.when_up()
         publisher = ConfirmingPublisher(publishing)
         await self.node.rabbitmqctl("set_vm_memory_high_watermark", "0.0000001")
         try:
@@ -273,10 +273,13 @@ class ValveTests(TakingTestCase):
             await until(lambda: "blocked" in self.valve.reasons)
             self.assertFalse(taking.consuming)
             await self.no_consumers(taking)
+            await self.rest(4)
+            self.assertIn("blocked", self.valve.reasons)
         finally:
             await self.node.rabbitmqctl("set_vm_memory_high_watermark", "0.4")
         await until(lambda: self.valve.is_open)
         await stuck
+        self.assertIs(publishing.session, session)
         await until(lambda: taking.consuming)
 
     async def test_blocked_connection_lost(self) -> None:
