@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from edxagent.agent.remote import LONGEST_PAUSE, RemoteAgent, make_agent
@@ -22,6 +19,7 @@ from edxagent.agent.remote_origin import Origin
 from edxagent.agent.service import AgentService
 from edxagent.config.values import AgentConfig, BrokerConfig, GraderConfig, LMSSourceConfig, QueueConfig
 from edxagent.errors import BrokerRefused, ConfigError, ConfigRefused, ConfigUnavailable, EdxagentError
+from tests.threadless import ThreadlessReactor
 
 KEY = "key-of-the-agent"
 DOWN = ConfigUnavailable("it is down")
@@ -32,42 +30,6 @@ def answer(*queues: str, broker: str = "10.0.0.1") -> bytes:
     """What the LMS side says."""
     told = {"broker": {"urls": [f"amqp://u:hunter2@{broker}"]}, "queues": {queue: {} for queue in queues}}
     return json.dumps(told).encode()
-
-
-class ThreadlessReactor(Clock):
-    """A clock whose threads are none: what they would do is done when a test says so.
-
-    :ivar hold: whether it is put off.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hold = False
-        self.held: list[Callable[[], None]] = []
-
-    def getThreadPool(self) -> ThreadlessReactor:
-        """See ``IReactorThreads``."""
-        return self
-
-    def callFromThread(self, function: Callable[..., object], *arguments: object) -> None:
-        """See ``IReactorFromThreads``."""
-        function(*arguments)
-
-    def callInThreadWithCallback(self, done: Any, function: Any, *arguments: Any, **named: Any) -> None:
-        """See ``ThreadPool``."""
-
-        def work() -> None:
-            try:
-                result = function(*arguments, **named)
-            except Exception:
-                done(False, Failure())
-            else:
-                done(True, result)
-
-        if self.hold:
-            self.held.append(work)
-        else:
-            work()
 
 
 class FakeAgent:

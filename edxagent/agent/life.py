@@ -92,8 +92,6 @@ class SubmissionLife:
             sequel = self._announcer.sequel(delivery, ending, phases, self._wall_clock())
             for message in sequel.messages:
                 await self._results.publish(message)
-            if ending.outcome is Outcome.QUARANTINED:
-                self._quarantine.forget(submission.id)
             done_with = True
         except (CancelledError, TimeIsOver):
             ending, sequel = Ending(outcome=Outcome.CANCELLED, reason="it goes back to its queue"), Sequel()
@@ -102,6 +100,8 @@ class SubmissionLife:
             if has_slot:
                 self._slots.release()
         settled = delivery.ack() if done_with else delivery.requeue()
+        if ending.outcome is Outcome.QUARANTINED and settled:
+            self._quarantine.forget(submission.id)  # one that comes again, not settled, mustn't be graded after all
         self._report(delivery, ending, phases, sequel, settled)
 
     async def _wait_for_slot(self, delivery: IHeldDelivery) -> None:
