@@ -83,22 +83,22 @@ class DeadQueue:
     async def move(self, delivery: Delivery, message: Message) -> None:
         """Publish it as ``message``, and take it out of here when the broker has that.
 
-        Ctrl-C is heard when that is done: a duplicate would be left otherwise.
+        Cancelling takes effect when that is done: a duplicate would be left otherwise.
 
         :raises BrokerError: it lies there still; it may have been published as well.
         """
-        moving = Deferred.fromCoroutine(self._move(delivery, message))
-        ended: Deferred[None] = Deferred()
+        heard: Deferred[None] = Deferred()
+        moved: Deferred[None] = Deferred()
 
-        def tell(result: Any) -> Any:
-            ended.callback(None)
-            return result
+        def tell(result: Any) -> None:
+            heard.callback(None)
+            moved.callback(result)
 
-        moving.addBoth(tell)
+        Deferred.fromCoroutine(self._move(delivery, message)).addBoth(tell)
         try:
-            await ended
+            await heard
         finally:
-            await moving
+            await moved
 
     def drop(self, delivery: Delivery) -> None:
         """Take it out of here, for good."""

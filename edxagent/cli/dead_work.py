@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from attrs import frozen
+from twisted.internet.defer import CancelledError
 
 from edxagent.amqp.delivery import Delivery
 from edxagent.cli.dead_letters import Selection, read_letter, replayed_request, replayed_result
@@ -66,7 +67,11 @@ class Work:
             self.done[letters.queue] += 1
             await letters.keep(delivery)
         else:
-            await self.take_out(letters, delivery)
+            try:
+                await self.take_out(letters, delivery)
+            except CancelledError:  # it was heard when this one was done
+                self.done[letters.queue] += 1
+                raise
             self.done[letters.queue] += 1
 
     async def take_out(self, letters: DeadQueue, delivery: Delivery) -> None:
