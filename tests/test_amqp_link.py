@@ -225,7 +225,7 @@ class LinkTests(SynchronousTestCase):
         self.assertEqual([event["log_level"] for event in logged].count(LogLevel.error), 2)
         self.assertEqual(self.refused, [])
         (pause,) = [call.getTime() - self.reactor.seconds() for call in self.reactor.getDelayedCalls()]
-        self.assertTrue(2 <= pause <= 4)
+        self.assertTrue(1.25 <= pause <= 2.5)
 
     def test_pauses_grow_to_the_longest(self) -> None:
         """Doubling with each round of all addresses, with jitter, until a round takes what was configured."""
@@ -236,7 +236,7 @@ class LinkTests(SynchronousTestCase):
             pauses.append(call.getTime() - self.reactor.seconds())
             self.reactor.advance(pauses[-1])
         for attempt, pause in enumerate(pauses):
-            longest = min(0.5 * 2 ** (attempt // 2), 8 / 2)
+            longest = min(0.5 * 2 ** (attempt // 2), 5 / 2)
             self.assertTrue(longest / 2 <= pause <= longest, (attempt, pause))
 
     def test_a_lost_connection_while_preparing_is_a_failed_attempt(self) -> None:

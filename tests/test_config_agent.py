@@ -288,7 +288,7 @@ class BrokerTests(AgentConfigCase):
 
     def test_pauses(self) -> None:
         """The first pause can't be longer than the longest."""
-        self.refused(broker={"retry_initial": "9"}, saying="[broker] retry_initial: is longer than retry_max, 8 s")
+        self.refused(broker={"retry_initial": "9"}, saying="[broker] retry_initial: is longer than retry_max, 5 s")
 
 
 class QueuesTests(AgentConfigCase):

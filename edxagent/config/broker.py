@@ -56,7 +56,7 @@ BROKER_KEYS = (
         "RabbitMQ's own consumer_timeout: grading must take less, or it takes the submission back.",
     ),
     Key("retry_initial", seconds, 0.5, "The pause before the first reconnection; it doubles each time."),
-    Key("retry_max", seconds, 8.0, "The longest pause before the same broker is tried again."),
+    Key("retry_max", seconds, 5.0, "The longest pause before the same broker is tried again."),
     Key(
         "declare", boolean, True, "Whether queues and exchanges that are missing are made; otherwise they are an error."
     ),

@@ -65,7 +65,7 @@ class BrokerConfig:
     confirm_timeout: float = 30.0
     consumer_timeout: float = 1800.0
     retry_initial: float = 0.5
-    retry_max: float = 8.0
+    retry_max: float = 5.0
     declare: bool = True
     queue_type: str = "quorum"
     watchdog: float = 60.0
