@@ -143,13 +143,13 @@ class LadderTests(RetryTestCase):
 
     async def test_waits_without_an_agent(self) -> None:
         """What waits for another attempt waits on the broker: it is graded though its agent was killed meanwhile."""
-        agent = await self.served(in_turn(DOWN, GOOD), retry={"delays": 1})
+        agent = await self.served(in_turn(DOWN, GOOD), retry={"delays": 8})
         await self.submit()
-        await agent.says("tried again in 1 s")
+        await agent.says("tried again in 8 s")
         await self.until_settled()
         self.assertEqual(await agent.stop(9), -9)
         await self.until_ready(1)
-        agent = await self.served(GOOD, retry={"delays": 1})
+        agent = await self.served(GOOD, retry={"delays": 8})
         (result,) = await self.collect(self.results, 1)
         self.assertEqual(self.told(result), ("graded", 1.0, 2))
         await self.ends(agent)
@@ -172,7 +172,7 @@ class BreakerTests(RetryTestCase):
             DOWN,
             agent={"concurrency": 1},
             retry={"delays": 1},
-            breaker={"failures": 3, "pause": 4, "longest_pause": 4},
+            breaker={"failures": 3, "pause": 8, "longest_pause": 8},
         )
         await self.submit(self.COUNT)
         await self.down(agent)

@@ -70,9 +70,10 @@ class Announcer:
 
         :param now: seconds since the epoch.
         """
-        attempts = read_attempts(delivery.properties)
+        attempts = Attempts()
         if ending.outcome is not Outcome.GRADED:
-            attempts = attempts.failed(ending.outcome, reason=ending.reason, agent=self.name, now=now)
+            before = read_attempts(delivery.properties)
+            attempts = before.failed(ending.outcome, reason=ending.reason, agent=self.name, now=now)
         if self.retries is not None:
             delay = self.retries.delay(ending.outcome, attempts, now=now, retry_after=ending.retry_after)
             if delay is not None:
