@@ -257,6 +257,38 @@ class IntakeTests(SynchronousTestCase):
             self.assertEqual(sum(self.broker[queue].unsettled for queue in "ab"), 0)
             self.assertEqual(sum(len(self.broker[queue].consumers) for queue in "ab"), 0)
 
+    def test_goes_back_once(self) -> None:
+        """Closed at any moment, no request is given back twice, though the broker takes the cancels one by one."""
+
+        class OneByOne(MemoryPort):
+            """Asks the next question when the one before is answered, as a channel does."""
+
+            cancelled: Deferred[None] | None = None
+
+            async def cancel(self, tag: str) -> None:
+                """End a consumer."""
+                before, self.cancelled = self.cancelled, Deferred()
+                answered = self.cancelled
+                if before is not None:
+                    await before
+                await super().cancel(tag)
+                answered.callback(None)
+
+        for moment in range(40):
+            self.setUp()
+            self.broker.port = lambda queue: OneByOne(self.broker, queue)  # type: ignore[method-assign]
+            agent = self.agent({"a": 1}, concurrency=6, seconds=0.009)
+            for number in range(10):
+                self.fill("a", 5)
+                self.run_for(0.0005 * number)
+            self.run_for(moment * 0.0005)
+            closed = Deferred.fromCoroutine(agent.intake.close())
+            self.run_for(1)
+            self.successResultOf(closed)
+            self.assertLessEqual(max(stored.deliveries for stored in self.broker["a"].ready), 1, moment)
+            self.assertEqual(len(self.broker["a"].ready) + agent.graded["a"], 50)
+            self.assertEqual(self.broker["a"].unsettled, 0)
+
     def test_other_queues(self) -> None:
         """A queue that is wanted no more is left, one that is new is taken from, one that stays isn't touched."""
         agent = self.agent({"a": 1, "b": 1}, concurrency=2, seconds=5)

@@ -16,6 +16,7 @@ class HeldDelivery:
     """A delivery that tells its lane when it begins and when it is about to be settled.
 
     :param settling: is told whether the request is given back.
+    :param give_back: gives it back; says whether its connection is there.
     """
 
     def __init__(
@@ -24,10 +25,12 @@ class HeldDelivery:
         *,
         begun: Callable[[HeldDelivery], None],
         settling: Callable[[HeldDelivery, bool], None],
+        give_back: Callable[[IDelivery], bool] = lambda delivery: delivery.requeue(),
     ) -> None:
         self._delivery = delivery
         self._begun = begun
         self._settling = settling
+        self._give_back = give_back
         self._life: Deferred[None] | None = None
         self.queue: str = delivery.queue
         self.body: bytes = delivery.body
@@ -55,4 +58,4 @@ class HeldDelivery:
     def requeue(self) -> bool:
         """See :class:`edxagent.interfaces.IDelivery`."""
         self._settling(self, True)
-        return self._delivery.requeue()
+        return self._give_back(self._delivery)

@@ -17,13 +17,15 @@ and fro.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
 
 from edxagent.agent.company import Company, Spares
+from edxagent.agent.giving_back import GivingBack
 from edxagent.agent.held import HeldDelivery
 from edxagent.agent.port import QueuePort
 from edxagent.errors import BrokerError
@@ -77,7 +79,7 @@ class Lane:
         self._consuming: Deferred[None] = Deferred()
         self._turn: Deferred[None] | None = None
         self._closed = False
-        self._retired = False
+        self._back = GivingBack()
         self._broken: Deferred[BrokerError] = Deferred()
 
     @property
@@ -107,24 +109,20 @@ class Lane:
         """Cancel one consumer that has credit."""
         self._leave(next(consumer for consumer in self._consumers if consumer.credit))
 
-    def close(self) -> None:
-        """Take no more; what is held and not begun goes back, now or as it comes in."""
+    def retire(self) -> None:
+        """Take no more: what is held and not begun goes back, the channel is closed when nothing of it is graded."""
         self._closed = True
+        self._back.end()
         self._leave_turn()
         for consumer in list(self._consumers):
             self._leave(consumer)
         for held in list(self._held):
             held.cancel()
         self._note()
-
-    def retire(self) -> None:
-        """Close, and give the channel up as soon as nothing that came over it is being graded any more."""
-        self._retired = True
-        self.close()
         self._give_up_if_done()
 
     def _give_up_if_done(self) -> None:
-        if self._retired and not self._lives:
+        if self._closed and not self._lives:
             self._tasks.launch(self._port.close(), f"closing a channel of {self.queue}")
 
     @property
@@ -151,7 +149,7 @@ class Lane:
         consumer = _Consumer()
         self._consumers[consumer] = None
         self._set_credit(consumer, True)
-        self._tasks.launch(self._consume(consumer), f"consuming {self.queue}")
+        self._ask(self._consume(consumer), f"consuming {self.queue}")
 
     async def _consume(self, consumer: _Consumer) -> None:
         try:
@@ -162,6 +160,10 @@ class Lane:
         self._welcomed()
         if consumer.leaving:
             await self._cancel(consumer.tag)
+
+    def _ask(self, question: Coroutine[Deferred[Any], Any, None], what: str) -> None:
+        self._back.asked()
+        self._tasks.launch(question, what).addCallback(lambda _: self._back.answered())
 
     def _welcomed(self) -> None:
         if not self._consuming.called:
@@ -198,7 +200,7 @@ class Lane:
     def _fetch_soon(self) -> None:
         self._gets += 1
         self._note()
-        self._tasks.launch(self._fetch(), f"basic.get from {self.queue}")
+        self._ask(self._fetch(), f"basic.get from {self.queue}")
 
     async def _fetch(self) -> None:
         delivery = None
@@ -233,7 +235,7 @@ class Lane:
         self._consumers.pop(consumer, None)
         consumer.leaving = True
         if consumer.tag is not None:  # otherwise its consume-ok isn't here yet, and _consume will cancel it
-            self._tasks.launch(self._cancel(consumer.tag), f"cancelling a consumer of {self.queue}")
+            self._ask(self._cancel(consumer.tag), f"cancelling a consumer of {self.queue}")
 
     def _ended(self, consumer: _Consumer, reason: BrokerError) -> None:
         self._set_credit(consumer, False)
@@ -252,9 +254,10 @@ class Lane:
         if self._closed or crowded:
             if consumer is not None and not consumer.leaving:
                 self._leave(consumer)
-            delivery.requeue()
+            self._back.give(delivery)
             return
-        held = HeldDelivery(delivery, begun=self._begun, settling=partial(self._settling, consumer))
+        settling = partial(self._settling, consumer)
+        held = HeldDelivery(delivery, begun=self._begun, settling=settling, give_back=self._back.give)
         self._held[held] = None
         self._note()
         self._lives += 1
