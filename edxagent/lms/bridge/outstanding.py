@@ -40,12 +40,12 @@ class Waiting:
 class Outstanding:
     """Counts them.
 
-    :param answer_within: seconds.
+    :ivar answer_within: seconds.
     :param seconds: a clock that never jumps.
     """
 
     def __init__(self, answer_within: float, seconds: Callable[[], float]) -> None:
-        self._within = answer_within
+        self.answer_within = answer_within
         self._seconds = seconds
         self._waiting: dict[str, Waiting] = {}
         self._waiters: list[Deferred[None]] = []
@@ -98,7 +98,7 @@ class Outstanding:
         if waiting is not None:
             self._advance()
             self._verdicts += 1
-            in_time = self._seconds() - waiting.since <= self._within
+            in_time = self._seconds() - waiting.since <= self.answer_within
             granted = self._granted + 1 if in_time else self._granted - 1
             self._granted = max(FEW, min(granted, self._in_time))
             self.forget(submission)
@@ -120,14 +120,14 @@ class Outstanding:
 
         Right after a verdict, the time until the next one has still to be paid: on average, half of it.
         """
-        return (self._verdicts - 0.5) / self._busy * self._within if self._busy else 0.0
+        return (self._verdicts - 0.5) / self._busy * self.answer_within if self._busy else 0.0
 
     def _advance(self) -> None:
         """Have time pass: the busy one only, and let what is long ago fade."""
         now = self._seconds()
         past, self._at = now - self._at, now
         if self._waiting:
-            memory = self._within * MEMORY
+            memory = self.answer_within * MEMORY
             kept = math.exp(-past / memory)
             self._busy = self._busy * kept + memory * (1 - kept)
             self._verdicts *= kept

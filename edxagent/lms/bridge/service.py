@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 
 from edxagent.config.lms_values import BridgeConfig
 from edxagent.interfaces import IPublisher
-from edxagent.lms.bridge.client import Client
-from edxagent.lms.bridge.giving_up import GivingUp
-from edxagent.lms.bridge.intake import Intake, Stopped
 from edxagent.lms.bridge.outstanding import Outstanding
-from edxagent.lms.bridge.pause import Naps, Uniform
-from edxagent.lms.bridge.poller import Peace, Poller
-from edxagent.lms.bridge.session import Session
+from edxagent.lms.bridge.pause import Uniform
+from edxagent.lms.bridge.polling import Polling
 from edxagent.lms.bridge.sink import PutResultSink
 from edxagent.lms.contracts import ILedger
 from edxagent.tasks import Tasks
@@ -46,85 +43,84 @@ class Bridge(Service):
         messages: Mapping[str, str] = {},  # nobody changes it
         uniform: Uniform = random.uniform,
     ) -> None:
-        self._config = config
-        self._reactor = reactor
-        self._tasks = Tasks()
-        self._naps = Naps(reactor)
-        self._turns = DeferredSemaphore(config.concurrency)
-        self._session = Session(config, reactor, uniform)
         self._outstanding = Outstanding(config.answer_within, reactor.seconds)
-        client = Client(self._session)
-        self.sink = PutResultSink(
-            origin=config.origin,
-            root=self._session.root,
-            client=client,
-            ledger=ledger,
-            outstanding=self._outstanding,
-            turns=self._turns,
-        )
-        self._intake = Intake(
-            config=config,
+        self._make_polling = partial(
+            Polling,
             publisher=publisher,
             ledger=ledger,
             outstanding=self._outstanding,
-            naps=self._naps,
-            clock=reactor,
+            reactor=reactor,
             wall_clock=wall_clock,
             uniform=uniform,
         )
-        self._giving_up = GivingUp(
-            config=config, sink=self.sink, outstanding=self._outstanding, naps=self._naps, messages=messages
+        self._polling = self._make_polling(config, messages=messages)
+        self.sink = PutResultSink(
+            origin=config.origin,
+            root=self._polling.root,
+            client=self._polling.client,
+            ledger=ledger,
+            outstanding=self._outstanding,
+            turns=self._polling.turns,
         )
-        peace = Peace(reactor, uniform)
-        self._pollers = [
-            Poller(
-                queue=queue,
-                config=config,
-                client=client,
-                intake=self._intake,
-                outstanding=self._outstanding,
-                turns=self._turns,
-                peace=peace,
-                naps=self._naps,
-                uniform=uniform,
-            )
-            for queue in config.queues
-        ]
+        self._turn = DeferredLock()
+        self._changes = Tasks()
 
     def startService(self) -> None:
         """Begin to poll, as soon as the ledger has told what is out."""
         super().startService()
-        self._naps.begin()
-        self._session.open()
-        self._tasks.launch(self._begin(), "starting a bridge")
+        self._polling.open()
+        self._polling.begin(self.sink)
 
     def stopService(self) -> Deferred[None]:
         """Fetch nothing more; fires when the broker has what was fetched, and every connection is closed."""
         super().stopService()
-        self._naps.end()
-        self._outstanding.wake()
+        self._polling.end()
         return Deferred.fromCoroutine(self._end())
 
-    async def _begin(self) -> None:
+    async def rest(self) -> None:
+        """Fetch nothing more until the next start; verdicts can be posted still."""
+        self.running = 0
+        await self._polling.rest()
+
+    def prepared(self, config: BridgeConfig, messages: Mapping[str, str]) -> Callable[[], None]:
+        """See that it can go by another configuration of the same name; returns what has it do so.
+
+        What is out stays out, and a verdict that is being posted is posted as it was begun.
+
+        :raises ValueError: as the class does.
+        """
+        polling = self._make_polling(config, messages=messages)
+
+        def change() -> None:
+            self._outstanding.answer_within = config.answer_within
+            self.sink.use(root=polling.root, client=polling.client, turns=polling.turns)
+            polling.open()
+            self._polling.end()
+            self._changes.launch(self._succeed(polling), "changing a bridge")
+
+        return change
+
+    async def _succeed(self, polling: Polling) -> None:
+        """Two never poll at once: both might be handed the same submission."""
+        await self._turn.acquire()
         try:
-            await self._intake.remember()
-        except Stopped:
-            return
-        self._tasks.launch(self._giving_up.run(), "giving up submissions")
-        for poller in self._pollers:
-            self._tasks.launch(poller.run(), "polling an LMS")
+            before, self._polling = self._polling, polling
+            try:
+                await before.rest()
+                if self.running:
+                    polling.begin(self.sink)
+                await before.close()
+            except CancelledError:
+                await before.cut()
+                raise
+        finally:
+            self._turn.release()
 
     async def _end(self) -> None:
-        """Let requests come to their ends, which would never be known if they were cut off; cut them when cancelled."""
-        turns = 0
         try:
-            await self._tasks.when_idle()
-            while turns < self._config.concurrency:
-                await self._turns.acquire()
-                turns += 1
-        finally:
-            self._tasks.cancel()
-            await self._session.close()
-            for _ in range(turns):
-                self._turns.release()
-            await self._tasks.when_idle()
+            await self._changes.when_idle()
+            await self._polling.close()
+        except CancelledError:
+            self._changes.cancel()
+            await self._polling.cut()
+            raise

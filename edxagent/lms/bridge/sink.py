@@ -77,6 +77,12 @@ class PutResultSink:
         self._locks: dict[str, DeferredLock] = {}
         self._unwritten: set[str] = set()
 
+    def use(self, *, root: str, client: Client, turns: DeferredSemaphore) -> None:
+        """Post in another way from now on; who has a turn already posts in the one that there was."""
+        self._root = root
+        self._client = client
+        self._turns = turns
+
     def target(self, result: CheckedResult) -> str | None:
         """See :meth:`edxagent.interfaces.IResultSink.target`."""
         return self._root if result.origin == self._origin else None
@@ -113,16 +119,17 @@ class PutResultSink:
         if state_of(entry) == DELIVERED:
             return
         if submission not in self._unwritten:
-            await self._turns.acquire()
+            turns, client = self._turns, self._client
+            await turns.acquire()
             try:
-                await self._post(result, unsure=entry is None or state_of(entry) in (POSTING, POSSIBLY))
+                await self._post(client, result, unsure=entry is None or state_of(entry) in (POSTING, POSSIBLY))
             finally:
-                self._turns.release()
+                turns.release()
             self._unwritten.add(submission)
         await self._write(submission, DELIVERED)
         self._unwritten.discard(submission)
 
-    async def _post(self, result: CheckedResult, *, unsure: bool) -> None:
+    async def _post(self, client: Client, result: CheckedResult, *, unsure: bool) -> None:
         """Have the verdict recorded.
 
         :param unsure: whether it may have been, before.
@@ -130,7 +137,7 @@ class PutResultSink:
         submission = result.submission
         await self._write(submission, POSTING)
         try:
-            put, reason = await self._client.put_result(result.header, result.verdict)
+            put, reason = await client.put_result(result.header, result.verdict)
         except Trouble as trouble:
             if not (unsure or trouble.unsure):
                 await self._note(submission, RETRYING, str(trouble))
@@ -142,7 +149,7 @@ class PutResultSink:
             raise SinkRefused(reason)
         if not unsure:
             await self._note(submission, RETRYING, reason)
-        elif put is Put.FAILED and self._client.well:
+        elif put is Put.FAILED and client.well:
             reason = f"{reason}; an earlier attempt may have been recorded: look the submission up there"
             await self._note(submission, POSSIBLY, reason)
             raise PossiblyRecorded(reason)
