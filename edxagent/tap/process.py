@@ -106,7 +106,8 @@ def make_program(
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
-    reactor.callWhenRunning(_handle_signals, reactor, service.hurry, getattr(service, "reload", None))
+    _handle_hang_up(reactor, getattr(service, "reload", None))
+    reactor.callWhenRunning(_handle_ends, reactor, service.hurry)
     service.setServiceParent(logged)
     return logged
 
@@ -117,8 +118,17 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def _handle_signals(reactor: Any, hurry: Callable[[], None], reload: Callable[[], None] | None) -> None:
-    """Around Twisted's handlers, which complain about a second TERM and know no HUP."""
+def _handle_hang_up(reactor: Any, reload: Callable[[], None] | None) -> None:
+    """HUP would end the process; twistd lets it."""
+
+    def ignore() -> None:
+        _log.warn("HUP is ignored: to have a changed configuration read, stop the program and start it again")
+
+    signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reload or ignore))
+
+
+def _handle_ends(reactor: Any, hurry: Callable[[], None]) -> None:
+    """Around Twisted's handlers, which complain about a second TERM."""
     stopping: list[int] = []
     # Twisted has installed its own by now, as twistd asked it to.
     handlers = ((number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT))
@@ -132,14 +142,5 @@ def _handle_signals(reactor: Any, hurry: Callable[[], None], reload: Callable[[]
         else:
             reactor.callFromThread(hurry)
 
-    def hang_up(number: int, frame: FrameType | None) -> None:
-        if reload is not None:
-            reactor.callFromThread(reload)
-            return
-        reactor.callFromThread(
-            _log.warn, "HUP is ignored: to have a changed configuration read, stop the program and start it again"
-        )
-
     for number in first:
         signal.signal(number, stop)
-    signal.signal(signal.SIGHUP, hang_up)
