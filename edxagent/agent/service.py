@@ -159,9 +159,9 @@ class AgentService(Service):
             self._log.warn("{count} submissions go back to their queues", count=self._graders.count)
             self._graders.cancel()
             await self._patience.to_the_last(LAST_CHANCE, Deferred.fromCoroutine(self._graders.when_idle()))
-        await self._quarantine.close()
         await gatherResults([self._taking.stopService(), self._publishing.stopService()])
-        await self._graders.stop()
+        await self._patience.to_the_last(LAST_CHANCE, Deferred.fromCoroutine(self._quarantine.close()))
+        await self._patience.to_the_last(LAST_CHANCE, Deferred.fromCoroutine(self._graders.stop()))
         self._breaker.stop()
         self._stopping = False
 
