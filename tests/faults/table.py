@@ -24,6 +24,7 @@ FAULTS: Mapping[str, str] = {
     "F3 drops": "every connection dropped, again and again",
     "F4": "one direction of one connection closed, or silent for a while or for good",
     "F4 TLS": "the same over TLS",
+    "F4 slow": "a network with latency, and one that passes a byte a second",
     "F5": "connection cut after N bytes, at every stage of handshake and publish",
     "F6 nacked": "results queue full: the broker refuses verdicts",
     "F6 deleted": "results queue deleted",
