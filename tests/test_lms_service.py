@@ -242,7 +242,7 @@ class LMSServiceTests(SynchronousTestCase):
         self.assertEqual(self.deaf, [])
 
     def test_reconfigure(self) -> None:
-        """Sinks that have no place any more stop when nobody needs them; the next stop goes by the new configuration."""
+        """Sinks without a place stop when nobody needs them; the next stop goes by the new configuration."""
         service = self.started()
         other = FakePart("other sink", self.told)
         over: Deferred[None] = Deferred()
