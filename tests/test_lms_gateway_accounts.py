@@ -220,6 +220,23 @@ class AccountsTests(SynchronousTestCase):
         self.assertEqual(self.outcomes([self.check(password="x")]), ["busy"])
         self.assertIs(self.successResultOf(self.check()), True)
 
+    def test_many_addresses_of_one_guesser(self) -> None:
+        """Whoever has an IPv6 address has all of its /64, and gets no more tries for it; a neighbour gets theirs."""
+        found = []
+        for number in range(1000):
+            check = self.check(password=str(number), address=f"2001:db8:0:1::{number:x}")
+            self.threads.finish()
+            found += self.outcomes([check])
+        self.assertEqual(found.count(False), 3)
+        for number in range(100):
+            self.outcomes([self.check(password=str(number), address=f"fe80::{number:x}%eth0")])
+        self.assertEqual(len(self.accounts._checks), MOST_WAITING_OF_ONE)
+        self.threads.finish()
+        for neighbour in ("2001:db8:0:2::1", "::ffff:192.0.2.1", "::ffff:192.0.2.2"):
+            check = self.check(password="x", address=neighbour)
+            self.threads.finish()
+            self.assertIs(self.successResultOf(check), False, neighbour)
+
     def test_failures_are_not_remembered(self) -> None:
         """A wrong password is looked at anew, so that it counts."""
         for _ in range(2):
