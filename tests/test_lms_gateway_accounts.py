@@ -19,8 +19,9 @@ from edxagent.lms.gateway.accounts import (
     Accounts,
     Failures,
     TooManyLogins,
+    read_users,
 )
-from edxagent.lms.gateway.passwords import PasswordHash
+from edxagent.lms.gateway.passwords import LONGEST_PASSWORD, PasswordHash
 from tests.gateway_support import quick_hash
 
 HERE, THERE = "192.0.2.1", "2001:db8::7"
@@ -167,6 +168,15 @@ class AccountsTests(SynchronousTestCase):
         self.assertLess(len(self.threads.given[0][2][0]), 2000)
         self.threads.finish()
         self.assertIs(self.successResultOf(check), False)
+
+    def test_the_longest_password(self) -> None:
+        """One of the greatest length is right; with anything behind it, it isn't."""
+        longest = "x" * LONGEST_PASSWORD
+        self.accounts.use(read_users({"lms": quick_hash(longest)}), 3)
+        for password, right in ((longest, True), (f"{longest}x", False)):
+            check = self.check(password=password)
+            self.threads.finish()
+            self.assertIs(self.successResultOf(check), right)
 
     def test_ten_thousand_at_once(self) -> None:
         """Of 10,000 tries at the same moment a few are looked at; another address is let in right after them."""

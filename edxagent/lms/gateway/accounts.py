@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from edxagent.errors import ConfigError, EdxagentError
-from edxagent.lms.gateway.passwords import PasswordHash
+from edxagent.lms.gateway.passwords import LONGEST_PASSWORD, PasswordHash
 from edxagent.lms.gateway.threads import Threads
 
 MINUTE = 60.0
@@ -34,7 +34,6 @@ MOST_WAITING_OF_ONE = 8
 REMEMBERED = 600.0
 """Seconds for which a login that was right needs no other check."""
 
-LONGEST_PASSWORD = 1024
 BUSY_PAUSE = 1.0
 
 
