@@ -55,22 +55,14 @@ class BridgeTestCase(LMSTestCase):
             }
             for name, lms in lmss.items()
         }
-        return self.start_lms(
-            self.write_lms_config(
-                "gateway",
-                "users",
-                **sections,
-                **{
-                    "updater": {
-                        "queue": self.results,
-                        "retry_delays": " ".join(map(str, RETRY_DELAYS)),
-                        "breaker_pause": 0.5,
-                    },
-                    "sink:scores": {"kind": "database", "url": f"sqlite:///{self.folder / 'scores.db'}"},
-                    "ledger": {"url": self.ledger_url},
-                },
-            )
-        )
+        sections["updater"] = {
+            "queue": self.results,
+            "retry_delays": " ".join(map(str, RETRY_DELAYS)),
+            "breaker_pause": 0.5,
+        }
+        sections["sink:scores"] = {"kind": "database", "url": f"sqlite:///{self.folder / 'scores.db'}"}
+        sections["ledger"] = {"url": self.ledger_url}
+        return self.start_lms(self.write_lms_config("gateway", "users", **sections))
 
     @property
     def ledger_url(self) -> str:

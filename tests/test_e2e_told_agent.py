@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import SIGHUP, SIGTERM
 
 from edxagent.model import dead_queue_of
-from tests.agentprocess import AgentProcess, as_ini
+from tests.agentprocess import AgentProcess, Sections, as_ini
 from tests.circle import GATEWAY, UPDATER, CircleTestCase, graded
 from tests.cli_process import start_cli, until
 from tests.gateway_support import HOST
@@ -41,7 +41,7 @@ class ToldAgentTests(CircleTestCase):
         """The configuration file of an agent that knows neither a broker nor a queue."""
         key_file, path = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()
         key_file.write_text(f"{key}\n")
-        sections = {
+        sections: dict[str, Sections] = {
             "agent": {"name": "told", "drain_timeout": 10},
             "broker": {"call_timeout": 10, "retry_initial": 0.1, "retry_max": 1},
             "lms-config": {
