@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, ensureDeferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -224,11 +224,12 @@ class DeadlineGrader:
         """
         work = _Work(ensureDeferred(self._grader.grade(request)))
         late = ""
+        timers: list[IDelayedCall] = []
 
         def expire() -> None:
-            nonlocal late, timer
+            nonlocal late
             late = f"no verdict within {self._timeout:g} s"
-            timer = self._clock.callLater(LET_GO_WITHIN, leave)
+            timers.append(self._clock.callLater(LET_GO_WITHIN, leave))
             work.cancel()
 
         def leave() -> None:
@@ -244,7 +245,7 @@ class DeadlineGrader:
                 )
                 work.leave()
 
-        timer = self._clock.callLater(self._timeout, expire)
+        timers.append(self._clock.callLater(self._timeout, expire))
         try:
             return await work
         except Exception as error:
@@ -257,5 +258,6 @@ class DeadlineGrader:
                 raise GraderCrashed("the grader cancelled its own work") from None
             raise
         finally:
-            if timer.active():
-                timer.cancel()
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
