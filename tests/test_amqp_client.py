@@ -277,8 +277,18 @@ class EndTests(SynchronousTestCase):
         self.successResultOf(finished)
         self.assertEqual(broker.clock.getDelayedCalls(), [])
 
+    def test_a_method_on_a_channel_that_is_not_for_it(self) -> None:
+        """The connection's methods belong to channel 0, and all others don't."""
+        for method, channel in ((commands.Connection.Blocked("x"), 1), (commands.Channel.Flow(True), 0)):
+            broker = ScriptedBroker()
+            broker.open()
+            broker.open_channel()
+            broker.say(method, channel=channel)
+            self.assertIn("a method on a channel that isn't for it", str(broker.client.reason))
+            self.assertEqual(broker.names(), [])
+
     def test_what_asks_for_an_answer_gets_none_after_our_last_word(self) -> None:
-        """A broker that greets us again, or asks us to pause, while it is asked to close: nothing is written or logged."""
+        """A broker that greets us again, or has us pause, while it is asked to close: nothing is written or logged."""
         for late, channel in (
             (commands.Connection.Start(0, 9, {}, "PLAIN", "en_US"), 0),
             (commands.Connection.Tune(2047, 131072, 60), 0),
