@@ -91,11 +91,14 @@ class SoakTests(FaultTestCase):
         takers[dead_queue_of(self.exam)] = self.ledger.dead_letter
         await Collector(lambda prepare: self.link(config, prepare=prepare), takers).when_up()  # type: ignore[arg-type]
         self.load = self._load(producers)
+        self.addCleanup(self.load.cancel)
+        self.addCleanup(self.keep_logs)
         self.scene = Scene(
             node=self.node,
             witness=self.agents[0],
             victim=self.agents[1],
             load=self.load,
+            ledger=self.ledger,
             link=self.link(config, purpose="faults"),
             queues=(*queues, *takers),
             results=self.results,
@@ -197,6 +200,11 @@ class SoakTests(FaultTestCase):
         self.assertFalse(self.ledger.missing)
         for queue in self.scene.queues:
             await self.until_settled(queue)
+
+    def keep_logs(self) -> None:
+        """Leave the last of what the agents said in trial's folder."""
+        for agent in self.agents:
+            Path(f"{agent.name}.log").write_bytes(b"".join(agent.run.recent))
 
     # What is seen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGKILL
@@ -25,14 +26,19 @@ _OF_A_SUBMISSION = re.compile(rb"^.* [a-z-]+: \S+ from \S+ in [0-9.]+ s, .*\n", 
 
 
 class BriefRun(Run):
-    """Forgets what the agent says of each submission: of the rest a test reads the whole again and again."""
+    """Forgets what the agent says of each submission: of the rest a test reads the whole again and again.
+
+    :ivar recent: the last of all that it said, in pieces.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.recent: deque[bytes] = deque(maxlen=10_000)
         self._line = b""
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         """See :class:`Run`. Lines are forgotten when they are whole; what is no line yet waits."""
+        self.recent.append(data)
         lines, end, rest = (self._line + data).rpartition(b"\n") if childFD == 1 else (data, b"", b"")
         self._line = rest if childFD == 1 else self._line
         super().childDataReceived(childFD, _OF_A_SUBMISSION.sub(b"", lines + end))
@@ -42,12 +48,13 @@ class SoakedAgent:
     """See the module.
 
     :ivar name: what it is called in verdicts, too.
-    :ivar process: the one that runs, or ran last.
+    :ivar process: the one that runs, or ran last; ``run``, the same as one that was started.
     :ivar concurrency: of its file; ``weights``, the queues' there.
     :ivar settings: what else its file says.
     """
 
     process: AgentProcess
+    run: BriefRun
 
     def __init__(
         self, case: Any, name: str, *, concurrency: int, weights: Mapping[str, int], **settings: Mapping[str, Any]
@@ -90,7 +97,8 @@ class SoakedAgent:
         """Have a process; it isn't ready yet."""
         twistd = str(Path(sys.executable).with_name("twistd"))
         command = (twistd, "--nodaemon", "--pidfile=", "edxagent", "--config", str(self._path))
-        self.process = AgentProcess(start(self._case, *command, environment=self.census.environment, run=BriefRun()))
+        self.run = BriefRun()
+        self.process = AgentProcess(start(self._case, *command, environment=self.census.environment, run=self.run))
 
     async def end(self, number: int) -> None:
         """Have a signal end it, and see that nothing went wrong until then."""

@@ -224,9 +224,10 @@ async def delete_results(scene: Scene) -> str:
 
 async def grader_outage(scene: Scene) -> str:
     """The grader is unavailable for so many submissions in a row that breakers open."""
-    number = scene.chance.randint(20, 60)
-    await scene.load.send(["retried"] * number)
-    return f"grader unavailable for {number} submissions"
+    ids = set(await scene.load.send(["retried"] * scene.chance.randint(10, 25)))
+    # While a breaker is open one after the other of them is tried; when all were, the grader is there again.
+    await until(lambda: not ids & scene.ledger.missing)
+    return f"grader unavailable for {len(ids)} submissions"
 
 
 FAULTS: Mapping[str, Fault] = {

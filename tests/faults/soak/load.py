@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
+from edxagent.tasks import Tasks
 from tests.faults.load import Producer
 from tests.faults.soak.kinds import KINDS
 from tests.faults.soak.ledger import LongLedger
@@ -43,29 +44,32 @@ class Load:
         self._backlog = backlog
         self.next = 1
         self._going = False
-        self._ended: Deferred[None] | None = None
+        self._tasks = Tasks()
 
     def begin(self) -> None:
         """Send, until :meth:`stop`."""
         self._going = True
-        self._ended = Deferred.fromCoroutine(self._run())
+        self._tasks.launch(self._run(), "the load")
 
     async def stop(self) -> None:
         """Send no more; returns when a broker has everything."""
         self._going = False
-        if self._ended is not None:
-            ended, self._ended = self._ended, None
-            await ended
+        await self._tasks.when_idle()
 
-    async def send(self, kinds: list[str]) -> None:
-        """Send submissions of these kinds; returns when a broker has them."""
+    def cancel(self) -> None:
+        """Send no more, come what may of what is being published."""
+        self._tasks.cancel()
+
+    async def send(self, kinds: list[str]) -> list[str]:
+        """Send submissions of these kinds; returns their ids when a broker has them."""
+        ids = [f"{kind}-{number}" for number, kind in enumerate(kinds, self.next)]
+        self.next += len(ids)
         producers = self._chance.choices(self._producers, self._weights, k=len(kinds))
-        sending = [
-            producer.send(f"{kind}-{number}", KINDS[kind].body)
-            for number, (producer, kind) in enumerate(zip(producers, kinds, strict=True), self.next)
-        ]
-        self.next += len(kinds)
+        sending = (
+            producer.send(id, KINDS[kind].body) for producer, id, kind in zip(producers, ids, kinds, strict=True)
+        )
         await gatherResults([Deferred.fromCoroutine(each) for each in sending])
+        return ids
 
     async def _run(self) -> None:
         while self._going:

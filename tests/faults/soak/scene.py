@@ -18,6 +18,7 @@ from edxagent.privatenode import PrivateNode
 from tests.cli_process import until
 from tests.faults.proxy import ProxiedConnection
 from tests.faults.soak.agents import CHANGED, SoakedAgent
+from tests.faults.soak.ledger import LongLedger
 from tests.faults.soak.load import Load
 from tests.faults.stream import Stream
 
@@ -41,6 +42,7 @@ class Scene:
     witness: SoakedAgent
     victim: SoakedAgent
     load: Load
+    ledger: LongLedger
     link: BrokerLink
     queues: tuple[str, ...]
     results: str
