@@ -3,17 +3,19 @@
 #   make demo     watch submissions being graded through a RabbitMQ of its own (ARGS="--count 50 --keep")
 #   make test     lint, types and tests                                        (TESTS=tests.test_wire for a part)
 #   make faults   break everything there is, at full size, and count what gets lost: up to 45 minutes
+#   make soak     the same at random, one after the other, for MINUTES=30, or as long as you like
 #   make fuzz     feed spoilt broker sessions to the AMQP client for SECONDS=60; SEED=… repeats a run
 #   make lint     lint and types only
 #   make format   let ruff mend what it can
 #   make clean    remove all that these commands made in this folder
 
 TESTS = tests
+MINUTES = 30
 SECONDS = 60
 RABBITMQ = /usr/lib/rabbitmq/bin/rabbitmq-server
 POSTGRESQL = /usr/lib/postgresql/*/bin/initdb
 
-.PHONY: help demo test faults fuzz lint format clean rabbitmq postgresql
+.PHONY: help demo test faults soak fuzz lint format clean rabbitmq postgresql
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -26,6 +28,9 @@ test: .venv/dev rabbitmq postgresql
 
 faults: .venv/dev rabbitmq postgresql
 	@.venv/bin/python -m tests.faults $(FAULTS)
+
+soak: .venv/dev rabbitmq
+	@.venv/bin/python -m tests.faults.soak $(MINUTES)
 
 fuzz: .venv/dev
 	@.venv/bin/python -m tests.fuzz_frames $(SECONDS) $(SEED)

@@ -80,11 +80,17 @@ async def until(condition: Any, run: Run | None = None, patience: float = PATIEN
         await deferLater(reactor, POLL)  # type: ignore[arg-type]
 
 
-def start(case: Any, *command: str, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> Run:
-    """Start a program for the length of a test, in ``folder`` or trial's own."""
+def start(
+    case: Any,
+    *command: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    run: Run | None = None,
+) -> Run:
+    """Start a program for the length of a test, in ``folder`` or trial's own; ``run`` may be of a kind of its own."""
     from twisted.internet import reactor
 
-    run = Run()
+    run = run or Run()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("EDXAGENT_")}
     variables = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(environment or {})}
     reactor.spawnProcess(run, command[0], command, env=variables, path=folder and str(folder))  # type: ignore[attr-defined]

@@ -255,3 +255,27 @@ class LinkTests(SynchronousTestCase):
         wire._lost(Failure(ConnectionDone()))
         self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
         self.assertEqual(len(attempts), 1)
+
+    def test_a_connection_lost_at_the_end_of_preparing_is_a_failed_attempt(self) -> None:
+        """So is one that is lost while it waits for no more than the end of a channel, which the loss is too."""
+        self.stop()
+
+        async def prepare(session: Session) -> None:
+            await (await session.open_channel()).close()
+
+        self.start(prepare)
+        waiter = self.link.when_up()
+        wire = self.accept()
+        self.greet()
+        self.say(commands.Channel.OpenOk(), 1)
+        wire.loseConnection()
+        self.reactor.advance(0)
+        self.assertNoResult(waiter)
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        self.reactor.advance(0.5)
+        self.accept()
+        self.greet()
+        self.say(commands.Channel.OpenOk(), 1)
+        self.say(commands.Channel.CloseOk(), 1)
+        self.reactor.advance(0)
+        self.assertTrue(self.successResultOf(waiter).alive)

@@ -245,7 +245,8 @@ class BrokerConnection(AMQClient):  # type: ignore[misc]  # txamqp has no types
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._cut_after(None)
-        error = self.reason or self.delegate.explain_loss(reason)
+        # Known before anybody is told: who only waited for the end of a channel may go on, and must see it.
+        self.reason = error = self.reason or self.delegate.explain_loss(reason)
         self._lost_for = error
         if not self.tuned.called:
             self.tuned.errback(error)

@@ -29,6 +29,14 @@ def run(module: str, settings: dict[str, str], folder: Path) -> bool:
     return subprocess.run([*trial, f"tests.faults.{module}"], cwd=ROOT, env={**os.environ, **settings}).returncode == 0  # noqa: PLW1510
 
 
+def machine(minutes: float) -> str:
+    """How and where it was measured."""
+    return (
+        f"Measured in {minutes:.0f} minutes on {os.cpu_count()} processors, with Python {platform.python_version()} "
+        f"and Twisted {version('twisted')}."
+    )
+
+
 def main() -> int:
     """Run them one after another, for they need the whole machine."""
     began = time.monotonic()
@@ -44,17 +52,13 @@ def main() -> int:
             if not run(module, {**settings, "EDXAGENT_FAULTS_ROWS": str(rows)}, folder)
         ]
         table = Table.read(rows)
-    minutes = (time.monotonic() - began) / 60
-    machine = (
-        f"Measured in {minutes:.0f} minutes on {os.cpu_count()} processors, with Python {platform.python_version()} "
-        f"and Twisted {version('twisted')}."
-    )
+    measured = machine((time.monotonic() - began) / 60)
     problems = [f"failed: {what}" for what in failed]
     if modules == found:
         problems += table.problems()
         if not problems:
-            write_into(DOCUMENT, f"{table}\n\n{machine}")
-    print(f"\n{table}\n\n{machine}", *problems, sep="\n", flush=True)
+            write_into(DOCUMENT, f"{table}\n\n{measured}")
+    print(f"\n{table}\n\n{measured}", *problems, sep="\n", flush=True)
     return int(bool(problems))
 
 

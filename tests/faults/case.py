@@ -18,7 +18,7 @@ from edxagent.config.values import BrokerAddress
 from edxagent.privatenode import PrivateNode
 from tests.agentprocess import AgentProcess, AgentTestCase, Sections
 from tests.cli_process import until
-from tests.faults.ledger import GRADED, Count, Ledger
+from tests.faults.ledger import Count, Ledger
 from tests.faults.load import Collector, Producer
 from tests.faults.nodes import RULES, ruled_node
 from tests.faults.proxy import FaultProxy, ProxiedConnection
@@ -139,7 +139,7 @@ class FaultTestCase(AgentTestCase):
         self._note(times, count, recovery)
         self.assertGreater(times, 0, "the fault never happened")
         self.assertEqual(count.lost, 0, sorted(self.ledger.missing)[:10])
-        self.assertEqual(count.unexpected, 0, (self.ledger.strangers[:10], self._wrong(expected)))
+        self.assertEqual(count.unexpected, 0, self.ledger.wrong(**expected)[:20])
         if duplicates is not None:
             self.assertLessEqual(count.duplicated, duplicates)
         return count
@@ -165,15 +165,9 @@ class FaultTestCase(AgentTestCase):
 
         entries, since = -1, time.monotonic()
         while self.ledger.missing and time.monotonic() - since < patience:
-            now = len(self.ledger.verdicts) + len(self.ledger.dead)
-            if now != entries:
-                entries, since = now, time.monotonic()
+            if self.ledger.entries != entries:
+                entries, since = self.ledger.entries, time.monotonic()
             await deferLater(reactor, 0.05)  # type: ignore[arg-type]
-
-    def _wrong(self, expected: dict[str, Any]) -> list[Any]:
-        fine = set(expected.get("outcomes", GRADED))
-        verdicts = [(id, words) for id, words in self.ledger.verdicts.items() if not set(words) <= fine]
-        return [*verdicts[:10], *list(self.ledger.dead.items())[:10]]
 
     def _note(self, times: int, count: Count, recovery: float | None) -> None:
         after = "" if recovery is None else f", recovered within {recovery:.1f} s"

@@ -88,6 +88,11 @@ class Ledger:
         return self.confirmed - self.verdicts.keys() - self.dead.keys()
 
     @property
+    def entries(self) -> int:
+        """How many ids have a verdict, and how many a dead letter."""
+        return len(self.verdicts) + len(self.dead)
+
+    @property
     def duplicates(self) -> dict[str, int]:
         """id → how many verdicts and dead letters it has beyond the first of their kind."""
         extra: Counter[str] = Counter()
@@ -101,20 +106,23 @@ class Ledger:
         :param outcomes: the outcome words that verdicts may have.
         :param dead: the ids that may be dead letters → the outcome words that these may have; none by default.
         """
-        allowed = dead or {}
-        wrong = [
-            *self.strangers,
-            *(id for id, words in self.verdicts.items() if not set(words) <= set(outcomes)),
-            *(id for id, words in self.dead.items() if not set(words) <= set(allowed.get(id, ()))),
-        ]
         ended = self.verdicts.keys() | self.dead.keys()
         return Count(
             sent=len(self.confirmed),
             lost=len(self.missing),
             duplicated=sum(self.duplicates.values()),
-            unexpected=len(wrong),
+            unexpected=len(self.wrong(outcomes, dead)),
             recovered=sum(1 for id, times in self.offers.items() if times > 1 and id in ended),
         )
+
+    def wrong(self, outcomes: Collection[str] = GRADED, dead: Mapping[str, Collection[str]] | None = None) -> list[str]:
+        """What is unexpected, in words; the parameters are :meth:`count`'s."""
+        allowed = dead or {}
+        return [
+            *self.strangers,
+            *(f"{id}: {words}" for id, words in self.verdicts.items() if not set(words) <= set(outcomes)),
+            *(f"dead {id}: {words}" for id, words in self.dead.items() if not set(words) <= set(allowed.get(id, ()))),
+        ]
 
     def _enter(self, ends: dict[str, list[str]], id: str, delivery: IDelivery) -> None:
         if id not in self.offers:

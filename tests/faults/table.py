@@ -125,13 +125,13 @@ class Table:
         return (fault, what, *numbers, *others)
 
 
-def write_into(document: Path, text: str) -> None:
-    """Put a text between the markers of a document."""
-    before, _, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{document}: the markers {BEGIN} and {END} are missing")
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+def write_into(document: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put a text between two markers of a document."""
+    before, _, rest = document.read_text().partition(begin) if document.exists() else ("", "", "")
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{document}: the markers {begin} and {end} are missing")
+    document.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> int:
