@@ -101,7 +101,12 @@ UPDATER_KEYS = (
         (2.0, 10.0, 30.0, 120.0),
         "The pauses between attempts to deliver a verdict; the last one is repeated.",
     ),
-    Key("refusal_attempts", count_between(1, 100), 3, "How often an LMS may refuse a verdict before it is parked."),
+    Key(
+        "refusal_attempts",
+        count_between(1, 100),
+        3,
+        "How often an LMS may refuse a verdict, the longest pause apart, before it is parked.",
+    ),
     Key("breaker_failures", count_between(1, 1000), 5, "After so many failures in a row an LMS is left alone a while."),
     Key("breaker_pause", seconds, 15.0, "How long."),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
@@ -26,7 +27,7 @@ class Fate:
     :ivar taken: the sinks that took it.
     :ivar waiting: sink → why it should be asked again.
     :ivar parked: sink → why it never will; ``None`` stands for all.
-    :ivar at_least: seconds before another attempt makes sense.
+    :ivar at_least: seconds before another attempt makes sense; ``inf`` = as long as may be.
     :ivar asked: whether a sink was really asked, and not only left alone.
     """
 
@@ -82,6 +83,8 @@ class Desk:
                 fate.journey = fate.journey.refused_by(name)
                 if fate.journey.refusals[name] < self._refusal_attempts:
                     fate.waiting[name] = str(error)
+                    # A proxy's error page in the middle of an update of the LMS looks just the same: give it time.
+                    fate.at_least = inf
                     self._note(result, name, "retrying", error)
                     continue
                 fate.parked[name] = str(error)
