@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.task import deferLater
 
 from edxagent.amqp.link import BrokerLink, Session
@@ -57,7 +57,10 @@ class Producer:
     async def send_many(self, number: int, name: str = "load") -> list[str]:
         """Send so many requests; returns their ids when a broker has them all."""
         ids = [f"{name}-{next(self._numbers)}" for _ in range(number)]
-        await gatherResults([Deferred.fromCoroutine(self.send(id)) for id in ids])
+        try:
+            await gatherResults([Deferred.fromCoroutine(self.send(id)) for id in ids], consumeErrors=True)
+        except FirstError as first:
+            first.subFailure.raiseException()  # such as its being cancelled, which is no failure
         return ids
 
     def keep_up(self, backlog: int = AT_ONCE) -> None:
