@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from signal import SIGHUP
 from typing import Any
 
 from edxagent.testing.graders import CORRECT
-from edxagent.testing.http_server import RogueServer, answering, response, saying_and_closing
+from edxagent.testing.http_server import RogueServer, Visit, response, saying_and_closing
 from tests.agentprocess import AgentProcess
 from tests.cli_process import start, until
 from tests.faults.case import FaultTestCase
@@ -56,13 +57,18 @@ class ResourcesTestCase(FaultTestCase):
         twistd = str(Path(sys.executable).with_name("twistd"))
         return AgentProcess(start(self, *wrapping, twistd, "--nodaemon", "--pidfile=", "edxagent", "--config", config))
 
-    async def suffers(self, agent: AgentProcess, complaint: str, shortage: Any) -> None:
-        """Under load, lack something for long enough that the breaker opens; then see that all is well again."""
+    async def suffers(self, agent: AgentProcess, complaint: str, shortage: Any, signal: int = 0) -> None:
+        """Under load, lack something for long enough that the breaker opens; then see that all is well again.
+
+        :param signal: is sent meanwhile.
+        """
         await self.recovery(time.monotonic())
         before = agent.log.count(complaint)
         opened = agent.log.count("breaker is open")
         with shortage:
             self.producer.keep_up(50)
+            if signal:
+                agent.send_signal(signal)
             await agent.says(complaint, times=before + 3)
             await agent.says("breaker is open", times=opened + 1)
             self.happened += 1
@@ -169,8 +175,13 @@ class DiskTests(ResourcesTestCase):
         folder.mkdir()
         key = Path(self.mktemp()).absolute()
         key.write_text(KEY)
-        told = {"broker": {"urls": [self.node.url]}, "queues": {self.requests: {"weight": 1}}}
-        server = RogueServer(answering(json.dumps(told).encode()))
+        weights = count(1)  # only another answer is written down
+
+        def tell(visit: Visit) -> None:
+            told = {"broker": {"urls": [self.node.url]}, "queues": {self.requests: {"weight": next(weights)}}}
+            visit.send(response(json.dumps(told).encode()))
+
+        server = RogueServer(tell)
         await server.start(reactor)
         self.addCleanup(server.stop)
         path = Path(
@@ -190,15 +201,10 @@ class DiskTests(ResourcesTestCase):
         self.assertEqual(sorted(entry.name for entry in disk.iterdir()), ["cache", "journal", "work"])
         await self.begin()
         for number in range(1, self.times + 1):
-            with ExitStack() as shortage:
-                shortage.enter_context(full(disk))
-                # Whatever has its place on the disk already can't be written to either.
-                shortage.enter_context(limited(agent.pid, resource.RLIMIT_FSIZE, 0))
-                agent.send_signal(SIGHUP)
-                await agent.says("can't be kept", times=number)
-                await self.suffers(agent, "no working folder", shortage.pop_all())
-            await agent.says("the journal works again", times=number)
-        self.assertEqual(agent.log.count("in the journal"), self.times)
+            await self.suffers(agent, "no working folder", no_disk(disk, agent), SIGHUP)
+            await agent.says("can't be kept", times=number)
+            await agent.says("the journal takes what is being graded again", times=number)
+        self.assertEqual(agent.log.count("can't take what is being graded"), self.times)
         await self.check_resources(agent)
 
 
@@ -213,6 +219,13 @@ def no_more_processes(agent: AgentProcess) -> Iterator[None]:
     finally:
         ours = resource.getrlimit(resource.RLIMIT_NPROC)[0]  # which it began with
         subprocess.run([*prlimit, f"--nproc={'unlimited' if ours == resource.RLIM_INFINITY else ours}:"], check=True)
+
+
+@contextmanager
+def no_disk(disk: Path, agent: AgentProcess) -> Iterator[None]:
+    """A disk that is full; whatever has its place on it already can't be written to either."""
+    with full(disk), limited(agent.pid, resource.RLIMIT_FSIZE, 0):
+        yield
 
 
 @contextmanager
