@@ -39,6 +39,8 @@ class DeadTestCase(LinkTestCase):
     :ivar broker: a channel in confirm mode.
     """
 
+    timeout = 300.0  # dozens of programs are started, one after the other
+
     broker: Channel
 
     async def set_up(self) -> None:
