@@ -114,8 +114,8 @@ class LMSOutageTests(OutageTestCase):
 
     async def test_too_slow(self) -> None:
         """One that takes longer than we wait is asked again; the score that it took meanwhile stays."""
-        await self.close_circle(**{"sink:lms": {"timeout": 0.5}})
-        await self.learners.answer_next(10, delay=3, record=True)
+        await self.close_circle(**{"sink:lms": {"timeout": 2}})
+        await self.learners.answer_next(10, delay=6, record=True)
         await self.everybody_submits(*range(1, 31))
         await self.assert_all_right(*range(1, 31))
         seen = await self.learners.callbacks()
