@@ -4,16 +4,18 @@
 #   make test     lint, types and tests                                        (TESTS=tests.test_wire for a part)
 #   make faults   break everything there is, at full size, and count what gets lost: up to 45 minutes
 #   make soak     the same at random, one after the other, for MINUTES=30, or as long as you like
+#   make fuzz     feed spoilt broker sessions to the AMQP client for SECONDS=60; SEED=… repeats a run
 #   make lint     lint and types only
 #   make format   let ruff mend what it can
 #   make clean    remove all that these commands made in this folder
 
 TESTS = tests
 MINUTES = 30
+SECONDS = 60
 RABBITMQ = /usr/lib/rabbitmq/bin/rabbitmq-server
 POSTGRESQL = /usr/lib/postgresql/*/bin/initdb
 
-.PHONY: help demo test faults soak lint format clean rabbitmq postgresql
+.PHONY: help demo test faults soak fuzz lint format clean rabbitmq postgresql
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -29,6 +31,9 @@ faults: .venv/dev rabbitmq postgresql
 
 soak: .venv/dev rabbitmq
 	@.venv/bin/python -m tests.faults.soak $(MINUTES)
+
+fuzz: .venv/dev
+	@.venv/bin/python -m tests.fuzz_frames $(SECONDS) $(SEED)
 
 lint: .venv/dev
 	@.venv/bin/python .ci/check.py

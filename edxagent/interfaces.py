@@ -28,7 +28,8 @@ class IGrader(Interface):
         *Deadline.* The caller cancels when the configured time is over; a provider needs none of its own.
 
         *Cancellation.* Cancelling must end the work (kill the process, drop the connection) and let go of
-        everything it held, whether or not the Deferred has fired by the time that ``cancel()`` returns.
+        everything it held, whether or not the Deferred has fired by the time that ``cancel()`` returns. The caller may
+        cancel again when that takes long, and waits no longer then.
 
         :raises MalformedSubmission: the submission names something that is missing, too much or not allowed; final.
         :raises GraderUnavailable: it couldn't be asked; asking again later may help.

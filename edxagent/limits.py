@@ -7,12 +7,17 @@ from collections.abc import Mapping
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, ensureDeferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from edxagent.errors import GraderCrashed, GraderTimedOut
 from edxagent.interfaces import IGrader
 from edxagent.model import GraderRequest, GraderResponse
+
+LET_GO_WITHIN = 10.0
+"""Seconds that a cancelled grader may take to let go of what it holds."""
 
 
 @define(eq=False)
@@ -169,24 +174,42 @@ class FairSlots:
 
 
 class _Work(Deferred[GraderResponse]):
-    """What a grader is doing; knows whether somebody cancelled it."""
-
-    cancelled = False
+    """What a grader is doing; knows whether somebody cancelled it. Cancelled, it ends when the grader has let go."""
 
     def __init__(self, work: Deferred[GraderResponse]) -> None:
         super().__init__()
-        self.addCallback(lambda _: work)
-        self.callback(None)  # type: ignore[arg-type]  # the callback above makes it a response
+        self.cancelled = False
+        self._work = work
+        work.addCallbacks(self._answered, self._failed)
 
     def cancel(self) -> None:
         """See ``Deferred``."""
         self.cancelled = True
-        super().cancel()
+        self._work.cancel()
+
+    def leave(self) -> None:
+        """End without the grader, if it hasn't let go."""
+        if not self.called:
+            self.errback(CancelledError())
+
+    def _answered(self, response: GraderResponse) -> None:
+        if not self.called:
+            self.callback(response)
+
+    def _failed(self, failure: Failure) -> None:
+        if not self.called:
+            self.errback(failure)
 
 
 @implementer(IGrader)
 class DeadlineGrader:
-    """Any grader, cancelled when a submission takes longer than ``timeout`` seconds."""
+    """Any grader, cancelled when a submission takes longer than ``timeout`` seconds.
+
+    One that hasn't let go :data:`LET_GO_WITHIN` later is cancelled once more and then left to itself: its submission
+    has to have an end.
+    """
+
+    _log = Logger()
 
     def __init__(self, grader: IGrader, timeout: float, clock: IReactorTime) -> None:
         self._grader = grader
@@ -200,19 +223,34 @@ class DeadlineGrader:
         :raises CancelledError: the caller cancelled, whatever the grader made of it; and only then.
         """
         work = _Work(ensureDeferred(self._grader.grade(request)))
-        expired = False
+        late = ""
+        timers: list[IDelayedCall] = []
 
         def expire() -> None:
-            nonlocal expired
-            expired = True
+            nonlocal late
+            late = f"no verdict within {self._timeout:g} s"
+            timers.append(self._clock.callLater(LET_GO_WITHIN, leave))
             work.cancel()
 
-        deadline = self._clock.callLater(self._timeout, expire)
+        def leave() -> None:
+            nonlocal late
+            work.cancel()
+            if not work.called:
+                late = f"{late}, and the grader goes on though it was cancelled"
+                self._log.error(
+                    "{submission}: the grader goes on though it was cancelled {seconds:g} s ago; it is left to itself, "
+                    "with all that it holds: mend it",
+                    submission=request.submission,
+                    seconds=LET_GO_WITHIN,
+                )
+                work.leave()
+
+        timers.append(self._clock.callLater(self._timeout, expire))
         try:
             return await work
         except Exception as error:
-            if expired:
-                raise GraderTimedOut(f"no verdict within {self._timeout:g} s") from None
+            if late:
+                raise GraderTimedOut(late) from None
             if work.cancelled:
                 raise CancelledError from None
             if isinstance(error, CancelledError):
@@ -220,5 +258,6 @@ class DeadlineGrader:
                 raise GraderCrashed("the grader cancelled its own work") from None
             raise
         finally:
-            if deadline.active():
-                deadline.cancel()
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()

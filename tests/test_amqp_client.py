@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from hypothesis import given, settings
@@ -275,6 +276,36 @@ class EndTests(SynchronousTestCase):
         broker.say(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0), channel=0)
         self.successResultOf(finished)
         self.assertEqual(broker.clock.getDelayedCalls(), [])
+
+    def test_a_method_on_a_channel_that_is_not_for_it(self) -> None:
+        """The connection's methods belong to channel 0, and all others don't."""
+        for method, channel in ((commands.Connection.Blocked("x"), 1), (commands.Channel.Flow(True), 0)):
+            broker = ScriptedBroker()
+            broker.open()
+            broker.open_channel()
+            broker.say(method, channel=channel)
+            self.assertIn("a method on a channel that isn't for it", str(broker.client.reason))
+            self.assertEqual(broker.names(), [])
+
+    def test_what_asks_for_an_answer_gets_none_after_our_last_word(self) -> None:
+        """A broker that greets us again, or has us pause, while it is asked to close: nothing is written or logged."""
+        for late, channel in (
+            (commands.Connection.Start(0, 9, {}, "PLAIN", "en_US"), 0),
+            (commands.Connection.Tune(2047, 131072, 60), 0),
+            (commands.Channel.Flow(False), 1),
+        ):
+            broker = ScriptedBroker()
+            broker.open()
+            broker.open_channel()
+            finished = broker.client.finish(5)
+            self.assertEqual(broker.names(), ["Connection.Close"])
+            broker.say(late, channel=channel)
+            self.assertEqual(broker.names(), [])
+            self.assertNoResult(finished)
+            gc.collect()
+            self.assertEqual(self.flushLoggedErrors(), [])
+            broker.say(commands.Connection.CloseOk(), channel=0)
+            self.successResultOf(finished)
 
     def test_a_method_that_nobody_expects_is_logged(self) -> None:
         """It ends nothing."""

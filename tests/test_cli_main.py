@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from edxagent.cli.main import edxagent
-from tests.cli_process import start, start_cli
+from tests.cli_process import ROOT, start, start_cli
 
 
 def invoke(*arguments: str) -> Result:
@@ -35,6 +35,12 @@ class UsageTests(SynchronousTestCase):
             self.assertIn(f"\n  {command} ", invoke("--help").output)
             self.assertIn("Exit status: 0", invoke(command, "-h").output)
 
+    def test_manual(self) -> None:
+        """The manual has every command."""
+        manual = (ROOT / "docs" / "commands.md").read_text()
+        for command in edxagent.commands:
+            self.assertIn(f"| `edxagent {command}", manual)
+
     def test_version(self) -> None:
         """``--version`` names the program."""
         result = invoke("--version")
@@ -44,7 +50,7 @@ class UsageTests(SynchronousTestCase):
     def test_unknown_command(self) -> None:
         """An unknown command gets a hint: the one that was meant, or all there are."""
         self.assert_refused("sned", words='did you mean "send"?')
-        self.assert_refused("xyz", words="there are api-key, demo, grade, password, send")
+        self.assert_refused("xyz", words="there are api-key, dead, demo, grade, password, send")
 
     def test_unknown_option(self) -> None:
         """An unknown option is named, and where its command's help is."""

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from edxagent.cli.main import edxagent
-from edxagent.lms.gateway.passwords import PasswordHash
+from edxagent.lms.gateway.passwords import LONGEST_PASSWORD, PasswordHash
 from tests.cli_process import ROOT, Run, until
 
 
@@ -31,8 +31,8 @@ class PipedPasswordTests(SynchronousTestCase):
             self.assertTrue(PasswordHash.read(result.stdout.strip()).matches("pâss wörd"), stdin)
 
     def test_none(self) -> None:
-        """Without a password there is no hash, but one line that says why."""
-        for stdin in ("", "\n", b"\xff\n"):
+        """Without a password there is no hash, but one line that says why; nor for one that no gateway lets in."""
+        for stdin in ("", "\n", b"\xff\n", "x" * (LONGEST_PASSWORD + 1)):
             result = invoke("password", stdin)
             self.assertEqual((result.exit_code, result.stdout), (2, ""))
             self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)

@@ -18,7 +18,7 @@ from tests.amqp_support import message
 from tests.circle import GATEWAY, UPDATER, Asked, CircleTestCase, graded, pause
 from tests.cli_process import start_cli, until
 from tests.lmsprocess import PASSWORD, USER
-from tests.real_lms import RealLMS
+from tests.real_lms import LearnerState, RealLMS
 
 NO_SENSE = FAILURE_MESSAGES[Outcome.BAD_REPLY]
 GOOD = {"correct": True, "score": 1, "msg": "<p>ok</p>"}
@@ -27,6 +27,8 @@ BAD_REPLIES: Mapping[str, bytes] = {
     "an empty msg": json.dumps({**GOOD, "msg": ""}).encode(),
     "a msg of blanks": json.dumps({**GOOD, "msg": " \n"}).encode(),
     "no msg": b'{"correct": true, "score": 1}',
+    "no score": b'{"correct": true, "msg": "<p>ok</p>"}',
+    "no correct": b'{"score": 1, "msg": "<p>ok</p>"}',
     "msg is null": json.dumps({**GOOD, "msg": None}).encode(),
     "a control character": json.dumps({**GOOD, "msg": "<p>\x08</p>"}).encode(),
     "an XML declaration": json.dumps({**GOOD, "msg": '<?xml version="1.0" encoding="UTF-8"?><p>x</p>'}).encode(),
@@ -44,6 +46,15 @@ BAD_REPLIES: Mapping[str, bytes] = {
     "no UTF-8": b'{"correct": true, "score": 1, "msg": "\xff"}',
 }
 """What the LMS would choke on, or believe though it is nonsense."""
+
+GOOD_REPLIES: Mapping[str, tuple[object, LearnerState]] = {
+    "plain text": ({**GOOD, "msg": "Well done"}, graded(True, 1, "Well done")),
+    "an element that isn't closed": ({**GOOD, "msg": "one<br>two"}, graded(True, 1, "one<br>two")),
+    "a name that XML hasn't": ({**GOOD, "msg": "a&nbsp;b"}, graded(True, 1, "a&#160;b")),
+    "points for a wrong answer": ({**GOOD, "correct": False, "score": 0.7}, graded(False, 0.7, "<p>ok</p>")),
+    "a script": ({**GOOD, "msg": "<p>ok</p><script>steal()</script>"}, graded(True, 1, "<p>ok</p>")),
+}
+"""What looks as bad, and is fine: name → what a grader says, what its learner sees."""
 
 COMMAND = """\
 import json, os, sys
@@ -297,6 +308,44 @@ class BadReplyTests(CircleTestCase):
         await self.assert_nothing_odd([key])
         for database in self.folder.glob("*.db*"):
             self.assertNotIn(key.encode(), database.read_bytes(), database.name)
+
+    async def test_good_by_a_grader(self) -> None:
+        """What merely looks bad is the learner's verdict."""
+
+        async def grade(asked: Asked) -> object:
+            return GOOD_REPLIES[asked.answer][0]
+
+        self.grader.grade = grade
+        await self.close_circle()
+        expected = {}
+        for learner, (name, (_, state)) in enumerate(GOOD_REPLIES.items(), start=1):
+            await self.learners.submit(learner, name)
+            expected[learner] = state
+        self.assertEqual(await self.learners.until_graded(), expected)
+        self.assertEqual(await self.dead_letters(), (0, 0))
+        await self.assert_nothing_odd()
+
+    async def test_good_straight_into_the_results_queue(self) -> None:
+        """It is when somebody publishes it as a verdict, too; under another's key it does nothing."""
+        lms = self.start_part(*GATEWAY, *UPDATER)
+        await lms.ready("publish", "results")
+        await lms.port()
+        expected = {}
+        for learner, (name, (reply, state)) in enumerate(GOOD_REPLIES.items(), start=1):
+            await self.learners.submit(learner, name)
+            (request,) = await self.collect(self.requests, 1)
+            header = json.loads(json.loads(request.body)["xqueue_header"])
+            wrong = json.dumps({**header, "lms_key": "0" * 32})
+            await self.publish_result(f"{name}, wrong key", wrong, json.dumps({**GOOD, "score": 99}).encode())
+            await self.publish_result(name, json.dumps(header), json.dumps(reply).encode())
+            expected[learner] = state
+        self.assertEqual(await self.learners.until_graded(), expected)
+        await self.until_scores(2 * len(GOOD_REPLIES))
+        await self.until_quiet()
+        self.assertEqual(await self.learners.states(), expected)
+        seen = await self.learners.callbacks()
+        self.assertEqual((seen.taken, seen.received), (len(GOOD_REPLIES), 2 * len(GOOD_REPLIES)))
+        await self.assert_nothing_odd()
 
     async def test_callback_elsewhere(self) -> None:
         """A verdict for an address that isn't listed is posted nowhere and parked; the score is in the database."""

@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 
 from edxagent.errors import GraderCrashed, GraderTimedOut
 from edxagent.interfaces import IGrader
-from edxagent.limits import DeadlineGrader, FairSlots
+from edxagent.limits import LET_GO_WITHIN, DeadlineGrader, FairSlots
 from edxagent.model import GraderRequest, GraderResponse
 
 REQUEST = GraderRequest(submission="1", queue="q", body="{}", student_response="", grader_payload="")
@@ -474,6 +474,39 @@ class DeadlineGraderTests(SynchronousTestCase):
         grading = self.grade()
         grading.cancel()
         self.failureResultOf(grading, CancelledError)
+
+    def test_does_not_let_go(self) -> None:
+        """A grader that goes on regardless is left to itself after a while, and its submission has an end."""
+        self.work = self.deaf()
+        grading = self.grade()
+        self.clock.advance(10)
+        self.clock.advance(LET_GO_WITHIN - 0.1)
+        self.assertNoResult(grading)
+        self.clock.advance(0.2)
+        self.assertIn("goes on", str(self.failureResultOf(grading, GraderTimedOut).value))
+        self.work.errback(ValueError("too late for anybody"))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_lets_go_slowly(self) -> None:
+        """One that needs a moment is waited for, so that its slot isn't given away before."""
+        self.work = self.deaf()
+        grading = self.grade()
+        self.clock.advance(10)
+        self.clock.advance(LET_GO_WITHIN - 0.1)
+        self.work.errback(GraderCrashed("killed"))
+        self.assertNotIn("goes on", str(self.failureResultOf(grading, GraderTimedOut).value))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def deaf(self) -> Deferred[GraderResponse]:
+        """Work that nobody can cancel, by a grader that has it."""
+
+        class Deaf(Deferred[GraderResponse]):
+            def cancel(self) -> None:
+                pass
+
+        work = Deaf()
+        self.grader = DeadlineGrader(Stub(work), 10, self.clock)
+        return work
 
     def test_cancels_itself(self) -> None:
         """A grader that raises ``CancelledError`` though nobody cancelled it has crashed."""

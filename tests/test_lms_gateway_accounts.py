@@ -19,8 +19,9 @@ from edxagent.lms.gateway.accounts import (
     Accounts,
     Failures,
     TooManyLogins,
+    read_users,
 )
-from edxagent.lms.gateway.passwords import PasswordHash
+from edxagent.lms.gateway.passwords import LONGEST_PASSWORD, PasswordHash
 from tests.gateway_support import quick_hash
 
 HERE, THERE = "192.0.2.1", "2001:db8::7"
@@ -168,6 +169,15 @@ class AccountsTests(SynchronousTestCase):
         self.threads.finish()
         self.assertIs(self.successResultOf(check), False)
 
+    def test_the_longest_password(self) -> None:
+        """One of the greatest length is right; with anything behind it, it isn't."""
+        longest = "x" * LONGEST_PASSWORD
+        self.accounts.use(read_users({"lms": quick_hash(longest)}), 3)
+        for password, right in ((longest, True), (f"{longest}x", False)):
+            check = self.check(password=password)
+            self.threads.finish()
+            self.assertIs(self.successResultOf(check), right)
+
     def test_ten_thousand_at_once(self) -> None:
         """Of 10,000 tries at the same moment a few are looked at; another address is let in right after them."""
         tries = [self.check(password=f"guess {number}") for number in range(10_000)]
@@ -219,6 +229,23 @@ class AccountsTests(SynchronousTestCase):
             self.threads.finish()
         self.assertEqual(self.outcomes([self.check(password="x")]), ["busy"])
         self.assertIs(self.successResultOf(self.check()), True)
+
+    def test_many_addresses_of_one_guesser(self) -> None:
+        """Whoever has an IPv6 address has all of its /64, and gets no more tries for it; a neighbour gets theirs."""
+        found = []
+        for number in range(1000):
+            check = self.check(password=str(number), address=f"2001:db8:0:1::{number:x}")
+            self.threads.finish()
+            found += self.outcomes([check])
+        self.assertEqual(found.count(False), 3)
+        for number in range(100):
+            self.outcomes([self.check(password=str(number), address=f"fe80::{number:x}%eth0")])
+        self.assertEqual(len(self.accounts._checks), MOST_WAITING_OF_ONE)
+        self.threads.finish()
+        for neighbour in ("2001:db8:0:2::1", "::ffff:192.0.2.1", "::ffff:192.0.2.2"):
+            check = self.check(password="x", address=neighbour)
+            self.threads.finish()
+            self.assertIs(self.successResultOf(check), False, neighbour)
 
     def test_failures_are_not_remembered(self) -> None:
         """A wrong password is looked at anew, so that it counts."""

@@ -257,11 +257,27 @@ class TimeTests(DoorTestCase):
         self.assertTrue(line.disconnected)
 
     def test_too_many(self) -> None:
-        """There is a bound on connections, and room again when one ends."""
-        lines = [self.connect()[1] for _ in range(MOST_CONNECTIONS + 5)]
-        self.assertEqual(sum(line.disconnected for line in lines), 5)
-        lines[0].abortConnection()
+        """There is a bound on connections: who comes next takes the place of who has asked for nothing for longest."""
+        connections = [self.connect() for _ in range(MOST_CONNECTIONS)]
+        connections[0][0].dataReceived(b"GET / HTTP/1.1\r\n\r\n")
+        connections[2][0].dataReceived(b"GET / HTTP/1.1\r\n")
+        newcomers = [self.connect()[1] for _ in range(5)]
+        cut = [number for number, (_, line) in enumerate(connections) if line.disconnected]
+        self.assertEqual(cut, [1, 2, 3, 4, 5])
+        self.assertFalse([line for line in newcomers if line.disconnected])
+        self.assertEqual(len(self.site.doors), MOST_CONNECTIONS)
+
+    def test_too_many_requests(self) -> None:
+        """Nobody who waits for an answer gives way; there is room again when one has it."""
+        self.page.answers = False
+        lines = [self.say(b"GET / HTTP/1.1\r\n\r\n") for _ in range(MOST_CONNECTIONS)]
+        self.assertTrue(self.connect()[1].disconnected)
+        self.assertFalse([line for line in lines if line.disconnected])
+        request = self.page.seen[7]
+        request.write(request.answer(b"ok"))
+        request.finish()
         self.assertFalse(self.connect()[1].disconnected)
+        self.assertEqual([number for number, line in enumerate(lines) if line.disconnected], [7])
 
 
 class ClosingTests(DoorTestCase):

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IPullProducer
 from zope.interface import implementer
 
+from edxagent.lms.gateway.door import MOST_CONNECTIONS
 from edxagent.lms.gateway.passwords import PasswordHash
 from tests.cli_process import until
 from tests.gateway_support import BODY, PASSWORD, USER, Client, GatewayTestCase, header, multipart
@@ -133,6 +134,21 @@ class FormTests(GatewayTestCase):
         for path in ("/%ff", "/xqueue/%c3%28/", "/files/%ff/%fe", "/" + "x" * 10_000, "/a?" + "&" * 9000):
             self.assertEqual((await self.ask("GET", path)).status, 404)
         self.assertEqual(self.flushLoggedErrors(), [])
+
+
+class SilentTests(GatewayTestCase):
+    """Tests for those who connect, and say nothing."""
+
+    async def test_all_connections_taken(self) -> None:
+        """However many connections somebody holds, an LMS gets in, uploads and is answered."""
+        await self.start(files_folder=self.mktemp(), files_url="http://h/files/")
+        held = [await self.client() for _ in range(MOST_CONNECTIONS + 20)]
+        held[-1].say(b"POST /xqueue/submit/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        cookie = await self.log_in()
+        response = await self.submit(cookie, files={"a.txt": b"x" * 100_000})
+        self.assertEqual(response.reply, (0, "1"))
+        await until(lambda: sum(client.lost for client in held) >= 20)
+        await gatherResults([Deferred.fromCoroutine(client.close()) for client in held])
 
 
 class LoginTests(GatewayTestCase):

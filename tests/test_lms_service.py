@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from attrs import evolve
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from edxagent.config.lms_values import LMSConfig
+from edxagent.config.values import BrokerAddress, BrokerConfig
 from edxagent.errors import ConfigError
+from edxagent.lms.altering import Altered
 from edxagent.lms.parts import Parts
 from edxagent.lms.service import LAST_CHANCE, LMSService
 
 DRAIN = 30.0
+CONFIG = LMSConfig(
+    drain_timeout=DRAIN,
+    broker=BrokerConfig(addresses=(BrokerAddress(host="127.0.0.1", port=5672, username="guest", password="guest"),)),
+)
+SOONER = evolve(CONFIG, drain_timeout=1.0)
 
 
 class FakePart(Service):
@@ -65,12 +74,25 @@ class LMSServiceTests(SynchronousTestCase):
         self.parts: dict[str, Any] = {
             name: FakePart(name, self.told) for name in ("publishing", "ledger", "updater", "pull", "gateway")
         }
+        self.parts["publisher"] = None
         self.bridge, self.sink = FakePart("bridge", self.told), FakePart("sink", self.told)
+        self.altered: list[Altered | ConfigError] = []
 
     def service(self, **changes: Any) -> LMSService:
         """A service, not yet started."""
-        parts: Any = Parts(**{**self.parts, "bridges": (self.bridge,), "sinks": (self.sink,), **changes})
-        return LMSService(parts=parts, drain_timeout=DRAIN, clock=self.clock, on_deaf=self.deaf.append)
+        parts: Any = Parts(**{**self.parts, "bridges": {"b": self.bridge}, "sinks": {"s": self.sink}, **changes})
+        self.made = parts
+        return LMSService(
+            config=CONFIG, parts=parts, prepared=self.prepared, clock=self.clock, on_deaf=self.deaf.append
+        )
+
+    async def prepared(self, parts: Parts, config: LMSConfig, running: bool) -> Any:
+        """See :func:`edxagent.lms.altering.prepared`."""
+        self.told.append(f"prepare {'at work' if running else 'at rest'}")
+        altered = self.altered.pop(0)
+        if isinstance(altered, ConfigError):
+            raise altered
+        return lambda: altered
 
     def started(self, **changes: Any) -> LMSService:
         """A service at work; what it told its parts is forgotten."""
@@ -117,7 +139,7 @@ class LMSServiceTests(SynchronousTestCase):
     def test_parts_that_are_not_there(self) -> None:
         """A service of a gateway alone, or of an updater alone, starts and stops as well."""
         for missing in (("ledger", "updater"), ("pull", "gateway", "ledger")):
-            service = self.started(**dict.fromkeys(missing), bridges=(), sinks=())
+            service = self.started(**dict.fromkeys(missing), bridges={}, sinks={})
             self.successResultOf(service.stopService())
             self.assertNotIn("bridge", " ".join(self.told))
 
@@ -164,7 +186,7 @@ class LMSServiceTests(SynchronousTestCase):
         """One that doesn't stop at all keeps nobody from it for ever."""
         bridge = Stubborn("bridge", self.told)
         bridge.stopping = Deferred()
-        service = self.started(bridges=(bridge,))
+        service = self.started(bridges={"b": bridge})
         stopped = service.stopService()
         self.clock.advance(DRAIN)
         self.assertNoResult(stopped)
@@ -218,6 +240,68 @@ class LMSServiceTests(SynchronousTestCase):
         self.parts["gateway"].listening.cancel()
         self.successResultOf(stopped)
         self.assertEqual(self.deaf, [])
+
+    def test_reconfigure(self) -> None:
+        """Sinks without a place stop when nobody needs them; the next stop goes by the new configuration."""
+        service = self.started()
+        other = FakePart("other sink", self.told)
+        over: Deferred[None] = Deferred()
+        self.altered.append(self.altered_to(other, over))
+        self.successResultOf(service.reconfigure(SOONER))
+        self.assertEqual(self.told, ["prepare at work"])
+        over.callback(None)
+        self.assertEqual(self.told[1:], ["stop sink"])
+        self.held(self.parts["updater"])
+        stopped = service.stopService()
+        self.clock.advance(SOONER.drain_timeout)
+        self.successResultOf(stopped)
+        self.assertEqual(self.told[-2:], ["stop other sink", "stop ledger"])
+        self.assertEqual(self.told.count("stop sink"), 1)
+
+    def test_reconfigure_and_stop(self) -> None:
+        """A sink that was still needed stops when the updater has."""
+        service = self.started()
+        other = FakePart("other sink", self.told)
+        over: Deferred[None] = Deferred()
+        self.altered.append(self.altered_to(other, over))
+        self.successResultOf(service.reconfigure(SOONER))
+        updater = self.held(self.parts["updater"])
+        stopped = service.stopService()
+        self.assertNotIn("stop sink", self.told)
+        over.callback(None)
+        updater.callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual(self.told[-3:], ["stop publishing", "stop other sink", "stop ledger"])
+        self.assertEqual(self.told.count("stop sink"), 1)
+
+    def test_reconfigure_with_an_error(self) -> None:
+        """Nothing has changed then."""
+        service = self.started()
+        self.altered.append(ConfigError(["[sink:s] it doesn't start"]))
+        self.failureResultOf(service.reconfigure(SOONER), ConfigError)
+        self.held(self.parts["updater"])
+        stopped = service.stopService()
+        self.clock.advance(DRAIN - 1)
+        self.assertNoResult(stopped)
+        self.clock.advance(1)
+        self.successResultOf(stopped)
+
+    def test_nothing_to_reconfigure(self) -> None:
+        """What needs a restart, or says the same, isn't even prepared; and nothing is while it stops."""
+        service = self.started()
+        self.successResultOf(service.reconfigure(evolve(CONFIG, name="other")))
+        self.successResultOf(service.reconfigure(CONFIG))
+        updater = self.held(self.parts["updater"])
+        stopped = service.stopService()
+        self.successResultOf(service.reconfigure(SOONER))
+        updater.callback(None)
+        self.successResultOf(stopped)
+        self.assertNotIn("prepare at work", self.told)
+
+    def altered_to(self, sink: FakePart, over: Deferred[None]) -> Altered:
+        """The parts with another sink."""
+        sinks: Any = {"s": sink}
+        return Altered(parts=evolve(self.made, sinks=sinks), left=[self.sink], over=over)
 
     def test_embedded(self) -> None:
         """It hangs in any other service, under its name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,6 +190,12 @@ class CostTests(SynchronousTestCase):
         """More text or more tags than anybody reads."""
         self.assert_text("<p>" + "x" * LONGEST)
         self.assert_text("<br>" * (MOST_TAGS + 1))
+
+    def test_manual(self) -> None:
+        """The manual tells the same bounds."""
+        manual = " ".join((Path(__file__).parent.parent / "docs" / "messages.md").read_text().split())
+        bounds = f"more than {LONGEST // 1024} Ki characters or {MOST_TAGS:,} tags, or badly nested with more than"
+        self.assertIn(f"{bounds} {FEW_TAGS}", manual)
 
     def test_without_pre(self) -> None:
         """Where that element isn't allowed, the text stands alone."""

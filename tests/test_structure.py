@@ -20,6 +20,7 @@ FLOORS = {
     "tasks": 1,
     "config": 1,
     "plugins": 1,
+    "reload": 1,
     "limits": 1,
     "breaker": 1,
     "amqp": 2,

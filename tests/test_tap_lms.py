@@ -57,14 +57,6 @@ class GatewayTests(LMSTestCase):
         self.assertEqual(await lms.stop(signal.SIGINT), -signal.SIGINT)
         self.assert_clean(lms)
 
-    async def test_hang_up(self) -> None:
-        """HUP is answered by a line, and nothing else."""
-        lms = await self.lms()
-        lms.send_signal(signal.SIGHUP)
-        await lms.says("HUP is ignored")
-        self.assertEqual((await self.ask(lms, "/xqueue/status/")).reply, (0, "OK"))
-        self.assertEqual(await lms.stop(), -signal.SIGTERM)
-
     async def test_second_signal(self) -> None:
         """The first TERM waits for a broker that has fallen silent, the second one doesn't."""
         proxy = FaultProxy.start(self)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from edxagent.agent.blocked import BlockedBroker
@@ -25,6 +25,7 @@ from edxagent.config.values import AgentConfig
 from edxagent.errors import BrokerRefused
 from edxagent.interfaces import IGrader, IHeldDelivery
 from edxagent.limits import FairSlots
+from edxagent.reload.changes import Changes
 from edxagent.tasks import Patience
 
 LAST_CHANCE = 10.0
@@ -110,9 +111,12 @@ class AgentService(Service):
         )
         self._quarantine = Quarantine(config.quarantine, reactor, concurrency=config.concurrency, wall_clock=wall_clock)
         self._graders = Succession(self._make_grading(config))
-        self._turn = DeferredLock()
-        self._change: Deferred[None] | None = None
-        self._stopping = False
+        self._changes = Changes(
+            current=lambda: self._config,
+            within_reach=within_reach,
+            changed_sections=changed_sections,
+            take_over=self._take_over,
+        )
 
     @property
     def consuming(self) -> bool:
@@ -132,7 +136,7 @@ class AgentService(Service):
     def stopService(self) -> Deferred[None]:
         """Take no more, finish what is being graded, give the rest back, then close; fires when all that is done."""
         super().stopService()
-        self._stopping = True
+        self._changes.stop()
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
@@ -150,11 +154,9 @@ class AgentService(Service):
         :raises ConfigError: the grader can't be made or started; nothing has changed.
         :raises BrokerError: the broker doesn't let us have a queue; nothing has changed.
         """
-        return Deferred.fromCoroutine(self._reconfigure(config))
+        return Deferred.fromCoroutine(self._changes.to(config))
 
     async def _stop(self) -> None:
-        if self._change is not None:
-            self._change.cancel()
         if not await self._patience.with_time(self._config.drain_timeout, Deferred.fromCoroutine(self._drain())):
             self._log.warn("{count} submissions go back to their queues", count=self._graders.count)
             self._graders.cancel()
@@ -163,7 +165,7 @@ class AgentService(Service):
         await self._patience.to_the_last(LAST_CHANCE, Deferred.fromCoroutine(self._quarantine.close()))
         await self._patience.to_the_last(LAST_CHANCE, Deferred.fromCoroutine(self._graders.stop()))
         self._breaker.stop()
-        self._stopping = False
+        self._changes.resume()
 
     async def _drain(self) -> None:
         # A broker that doesn't answer is no reason to drain for longer, so this is a part of it.
@@ -180,32 +182,6 @@ class AgentService(Service):
         return self._graders.current.receive(delivery)
 
     # Another configuration
-
-    async def _reconfigure(self, config: AgentConfig) -> None:
-        await self._turn.acquire()
-        try:
-            if not self._stopping:
-                self._change = Deferred.fromCoroutine(self._change_to(config))
-                await self._change
-        except CancelledError:
-            self._log.info("the configuration stays as it is: the agent stops")
-        finally:
-            self._change = None
-            self._turn.release()
-
-    async def _change_to(self, wanted: AgentConfig) -> None:
-        config, beyond = within_reach(self._config, wanted)
-        if beyond:
-            self._log.warn(
-                "{settings} changed, and that needs a restart: until then it stays as it is",
-                settings=", ".join(beyond),
-            )
-        changed = changed_sections(self._config, config)
-        if changed:
-            await self._take_over(config)
-            self._log.info("the configuration has changed: {sections}", sections=" ".join(changed))
-        elif not beyond:
-            self._log.info("the configuration is as it was: nothing changed")
 
     async def _take_over(self, config: AgentConfig) -> None:
         """All of it, or, with an error, nothing."""

@@ -29,6 +29,9 @@ _CAPABILITIES = {
     "authentication_failure_close": True,
 }
 
+_ASKING = frozenset({"connection_start", "connection_tune", "channel_flow"})
+"""What the broker wants an answer to, but for the ends."""
+
 
 class ConnectionDelegate(TwistedDelegate):  # type: ignore[misc]  # txamqp has no types
     """txamqp calls ``<class>_<method>`` for each method that isn't the answer to a question."""
@@ -43,6 +46,8 @@ class ConnectionDelegate(TwistedDelegate):  # type: ignore[misc]  # txamqp has n
         if answer is None:
             self._log.warn("{broker} sent {method}, which nobody expects.", method=name, broker=self.client)
             return
+        if name in _ASKING and self.client.closing:
+            return  # we have had our last word (AMQP 0-9-1 §1.4.2.9, close)
         try:
             answer(channel, message)
         except Malformed:

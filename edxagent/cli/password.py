@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from edxagent.lms.gateway.passwords import PasswordHash
+from edxagent.lms.gateway.passwords import LONGEST_PASSWORD, PasswordHash
 
 
 @click.command()
@@ -15,9 +15,13 @@ def password() -> None:
 
     When standard input isn't a terminal, its first line is the password.
 
-    Exit status: 0 printed; 2 no password was given, or two different ones.
+    Exit status: 0 printed; 2 no password was given, one that is too long, or two different
+    ones.
     """
-    print(PasswordHash.of(_asked() if sys.stdin.isatty() else _read()))
+    chosen = _asked() if sys.stdin.isatty() else _read()
+    if len(chosen) > LONGEST_PASSWORD:
+        raise click.UsageError(f"a password has at most {LONGEST_PASSWORD} characters")
+    print(PasswordHash.of(chosen))
 
 
 def _asked() -> str:

@@ -228,7 +228,12 @@ class CommandFactory:
         Key("command", parsers.command_line, REQUIRED, "the program and its arguments; file names written in full"),
         Key("environment", parsers.name_list, ("PATH", "LANG"), "the agent's environment variables that it may see"),
         Key("work_dir", parsers.path, "", "where working folders are made; private to the agent's user"),
-        Key("kill_after", parsers.seconds, 2.0, "seconds from TERM to KILL when its time is over"),
+        Key(
+            "kill_after",
+            parsers.seconds,
+            2.0,
+            "seconds from TERM to KILL when its time is over; KILL comes after 10 s in any case",
+        ),
         Key(
             "max_output",
             parsers.size,

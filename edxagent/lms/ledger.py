@@ -37,7 +37,7 @@ class Ledger(Service):
 
     Events that come while others are being written go into one transaction together: what takes time is the commit.
 
-    :param keep: seconds; older rows are deleted, a few at a time.
+    :ivar keep: seconds; older rows are deleted, a few at a time.
     :param reactor: provides ``IReactorTime``.
     :param wall_clock: seconds since the epoch.
     """
@@ -46,7 +46,7 @@ class Ledger(Service):
 
     def __init__(self, database: Database, *, keep: float, reactor: Any, wall_clock: Callable[[], float]) -> None:
         self._database = database
-        self._keep = keep
+        self.keep = keep
         self._wall_clock = wall_clock
         self._tidying = LoopingCall(self._tidy_soon)
         self._tidying.clock = reactor
@@ -153,7 +153,7 @@ class Ledger(Service):
     async def _tidy(self) -> None:
         deleted = MOST_AT_ONCE
         while deleted == MOST_AT_ONCE and self.running:
-            forget = partial(rows.forget, before=self._wall_clock() - self._keep, most=MOST_AT_ONCE)
+            forget = partial(rows.forget, before=self._wall_clock() - self.keep, most=MOST_AT_ONCE)
             try:
                 deleted = await self._run(forget)
             except DatabaseUnavailable as error:

@@ -1,9 +1,10 @@
-"""The LMS side as one Twisted service: in which order its parts start and stop."""
+"""The LMS side as one Twisted service: in which order its parts start and stop, and how they change."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.application.service import IService, Service
@@ -14,7 +15,10 @@ from twisted.python.failure import Failure
 from edxagent.config.lms_values import LMSConfig
 from edxagent.errors import BrokerRefused, ConfigError
 from edxagent.interfaces import IResultSink
+from edxagent.lms.altering import Altered, prepared
+from edxagent.lms.changes import changed_sections, within_reach
 from edxagent.lms.parts import Parts, PartsMaker
+from edxagent.reload.changes import Changes
 from edxagent.tasks import Patience, Tasks
 
 LAST_CHANCE = 15.0
@@ -28,6 +32,7 @@ def make_lms_service(
     *,
     on_refused: Callable[[BrokerRefused], None] | None = None,
     on_deaf: Callable[[ConfigError], None] | None = None,
+    on_stuck: Callable[[], object] = lambda: None,
     wall_clock: Callable[[], float] = time.time,
     sinks: Mapping[str, IResultSink] | None = None,
 ) -> LMSService:
@@ -38,41 +43,66 @@ def make_lms_service(
         a person can mend, and none is tried again. The program that owns the process may stop then; an embedding one
         may carry on, with the gateway telling the LMS that nothing can be submitted.
     :param on_deaf: is called when the gateway can't listen where it should; the other parts are at work all the same.
+    :param on_stuck: is called when the broker has verdicts for us, yet sends none, over any connection that we make.
+        Only another process may help then.
     :param wall_clock: seconds since the epoch, for what others read; deadlines run by the reactor's clock.
     :param sinks: name → sink of your own, in the place of the configured ones; a bridge's is there in any case. One
         that is an ``IService`` is started and stopped.
     :raises ConfigError: what is configured doesn't fit together, or can't be used.
     """
     nothing: Callable[[Any], None] = lambda news: None  # noqa: E731
-    maker = PartsMaker(config, reactor, on_refused=on_refused or nothing, wall_clock=wall_clock, sinks=sinks)
-    return LMSService(parts=maker.make(), drain_timeout=config.drain_timeout, clock=reactor, on_deaf=on_deaf or nothing)
+    maker = PartsMaker(
+        config, reactor, on_refused=on_refused or nothing, on_stuck=on_stuck, wall_clock=wall_clock, sinks=sinks
+    )
+    return LMSService(
+        config=config,
+        parts=maker.make(),
+        prepared=partial(prepared, maker),
+        clock=reactor,
+        on_deaf=on_deaf or nothing,
+    )
 
 
 class LMSService(Service):
     """Works from ``startService`` until the Deferred of ``stopService`` has fired.
 
-    :param drain_timeout: seconds that a stop waits for what is under way.
+    :param prepared: see :func:`edxagent.lms.altering.prepared`, without its first argument.
     """
 
     _log = Logger()
 
     def __init__(
-        self, *, parts: Parts, drain_timeout: float, clock: Any, on_deaf: Callable[[ConfigError], None]
+        self,
+        *,
+        config: LMSConfig,
+        parts: Parts,
+        prepared: Callable[[Parts, LMSConfig, bool], Awaitable[Callable[[], Altered]]],
+        clock: Any,
+        on_deaf: Callable[[ConfigError], None],
     ) -> None:
         self.setName("edxagent-lms")
+        self._config = config
         self._parts = parts
-        self._drain_timeout = drain_timeout
+        self._prepared = prepared
         self._clock = clock
         self._on_deaf = on_deaf
         self._ending = Tasks()
         self._patience = Patience(clock)
+        self._leaving: list[IService] = []
+        self._changes = Changes(
+            current=lambda: self._config,
+            within_reach=within_reach,
+            changed_sections=changed_sections,
+            take_over=self._take_over,
+        )
 
     def startService(self) -> None:
         """Start what others need first, and the door last."""
         super().startService()
         self._patience.renew()
         parts = self._parts
-        for part in (parts.ledger, *parts.sinks, parts.publishing, parts.updater, *parts.bridges, parts.pull):
+        sinks, bridges = parts.sink_services.values(), parts.bridges.values()
+        for part in (parts.ledger, *sinks, parts.publishing, parts.updater, *bridges, parts.pull):
             if part is not None:
                 part.startService()
         if parts.gateway is not None:
@@ -85,6 +115,7 @@ class LMSService(Service):
         The LMS, or RabbitMQ, has what didn't come to its end in time.
         """
         super().stopService()
+        self._changes.stop()
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
@@ -93,11 +124,37 @@ class LMSService(Service):
         if not self.running:
             self._hurry_parts()
 
+    def reconfigure(self, config: LMSConfig) -> Deferred[None]:
+        """Go on with another configuration, on the same connections and at the same address. During a stop it does
+        nothing.
+
+        What is under way ends by the configuration by which it began. What can't change without a restart stays as it
+        is, and a line in the log names it.
+
+        :raises ConfigError: a part can't go by it; nothing has changed.
+        :raises BrokerError: the broker doesn't let us have a queue; nothing has changed.
+        """
+        return Deferred.fromCoroutine(self._changes.to(config))
+
+    async def _take_over(self, config: LMSConfig) -> None:
+        change = await self._prepared(self._parts, config, bool(self.running))
+        altered = change()
+        self._config, self._parts = config, altered.parts
+        self._leaving += altered.left
+        altered.over.addCallback(lambda _: self._let_go(altered.left))
+
+    def _let_go(self, sinks: Iterable[IService]) -> None:
+        """Stop the sinks that aren't needed any more, but for those that were stopped already."""
+        for sink in sinks:
+            if sink in self._leaving:
+                self._leaving.remove(sink)
+                self._ending.launch(_stopped(sink), "stopping a sink")
+
     async def _stop(self) -> None:
         parts = self._parts
         self._ending.launch(self._end_taking(), "stopping the gateway")
         self._ending.launch(self._end_delivering(), "stopping the updater")
-        if not await self._patience.with_time(self._drain_timeout, self._ending.when_idle()):
+        if not await self._patience.with_time(self._config.drain_timeout, self._ending.when_idle()):
             if not self._patience.hurried:
                 self._log.warn("stopping takes too long; what is under way is given up")
             self._hurry_parts()
@@ -107,11 +164,12 @@ class LMSService(Service):
             self._log.error("a part didn't stop within {seconds:g} s", seconds=LAST_CHANCE)
             self._ending.cancel()
         await publishing
-        for sink in parts.sinks:
-            self._ending.launch(_stopped(sink), "stopping a sink")
+        self._leaving += parts.sink_services.values()
+        self._let_go(list(self._leaving))
         await self._ending.when_idle()
         if parts.ledger is not None:
             await parts.ledger.stopService()
+        self._changes.resume()
 
     def _hurry_parts(self) -> None:
         for part in (self._parts.gateway, self._parts.pull, self._parts.updater, self._parts.publishing):
@@ -128,7 +186,7 @@ class LMSService(Service):
         # The bridges post the updater's verdicts to the end.
         if self._parts.updater is not None:
             await self._parts.updater.stopService()
-        for stopping in [bridge.stopService() for bridge in self._parts.bridges]:
+        for stopping in [bridge.stopService() for bridge in self._parts.bridges.values()]:
             await stopping
 
     def _deaf(self, failure: Failure) -> None:

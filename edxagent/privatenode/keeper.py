@@ -4,9 +4,9 @@ A program of its own, run by :mod:`edxagent.privatenode.node`. The kernel closes
 the program at its other end finishes, SIGKILL included; so what ends that program always ends the broker as well.
 Standard library only: it starts in milliseconds and stays small.
 
-Usage: ``keeper.py FOLDER EPMD SERVER``, or with an empty EPMD where another keeper has the port mapper, in a session of its own (so that no Ctrl-C reaches it), with the
-environment that the broker shall have. Each line on standard input starts the broker; standard output tells
-``started PID`` and ``exited STATUS``.
+Usage: ``keeper.py FOLDER EPMD SERVER``, or with an empty EPMD where another keeper has the port mapper, in a session of
+its own (so that no Ctrl-C reaches it), with the environment that the broker shall have. Each line on standard input
+starts the broker; standard output tells ``started PID`` and ``exited STATUS``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def _end(process: subprocess.Popen[bytes] | None) -> None:
 
 
 def keep(folder: str, epmd: str, server: str) -> None:
-    """Start ``epmd``, if it has a name, then ``server`` at each line that we read; at the end of input kill both, remove ``folder``."""
+    """Start ``epmd``, if it has a name, then ``server`` at each line that we read.
+
+    At the end of input kill both, and remove ``folder``.
+    """
     broker: subprocess.Popen[bytes] | None = None
     mapper: subprocess.Popen[bytes] | None = None
     try:

@@ -69,7 +69,7 @@ class PrivateNode:
         :param reactor: provides ``IReactorTime``, ``IReactorTCP``, ``IReactorProcess``.
         :param settings: more lines for ``rabbitmq.conf``, such as ``max_message_size = 16777216``.
         :param binaries: the folder of ``rabbitmq-server`` and ``rabbitmqctl``.
-        :param joins: a node that runs when this one is started, and isn't stopped before it: the first of their cluster.
+        :param joins: a node that runs when this one is started, and isn't stopped before it: their cluster's first.
         """
         self._reactor = reactor
         self._first = joins

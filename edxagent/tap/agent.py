@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from twisted.application.service import IService
 
 from edxagent.agent import make_agent
-from edxagent.agent.reload import ConfiguredAgent
 from edxagent.config.agent import read_agent_config
 from edxagent.config.values import AgentConfig, LogConfig
 from edxagent.graders.registry import find_factory
+from edxagent.reload.file import ConfiguredService
 from edxagent.tap.process import EXIT_CONFIG, EXIT_REFUSED, EXIT_STUCK, ExitStatus, ProgramOptions, make_program
 
 
@@ -55,7 +55,7 @@ def makeService(options: Options) -> IService:
             path, environment=os.environ, find_factory=find_factory, overrides=options.config_overrides()
         )
 
-    def build(reactor: Any, status: ExitStatus) -> tuple[LogConfig, ConfiguredAgent]:
+    def build(reactor: Any, status: ExitStatus) -> tuple[LogConfig, ConfiguredService[AgentConfig]]:
         config = read(options["config"])
         path = os.path.abspath(options["config"])  # twistd may go elsewhere later
         agent = make_agent(
@@ -64,6 +64,6 @@ def makeService(options: Options) -> IService:
             on_refused=lambda refused: status.stop(EXIT_REFUSED),
             on_stuck=lambda: status.stop(EXIT_STUCK),
         )
-        return config.log, ConfiguredAgent(agent=agent, read=partial(read, path), reactor=reactor)
+        return config.log, ConfiguredService(program=agent, read=partial(read, path), reactor=reactor)
 
     return make_program(options, build)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Protocol
 
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.error import ReactorNotRunning
-from twisted.logger import Logger
 from twisted.python import usage
 
 from edxagent.config.values import LogConfig
@@ -24,8 +23,6 @@ EXIT_LISTEN = 1
 EXIT_CONFIG = 2
 EXIT_REFUSED = 3
 EXIT_STUCK = 4
-
-_log = Logger(namespace="edxagent.tap")
 
 
 class ProgramOptions(usage.Options):
@@ -59,13 +56,16 @@ class ProgramOptions(usage.Options):
 
 
 class ProgramService(Protocol):
-    """What a program consists of: a service that can be told to hurry. If it has a ``reload()``, HUP calls it."""
+    """What a program consists of: a service that can be told to hurry, and to read its file again."""
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
         """See :meth:`IService.setServiceParent`."""
 
     def hurry(self) -> None:
         """Cut a stop short, or the one that is about to begin."""
+
+    def reload(self) -> None:
+        """Go by what the file says now, if that can be used."""
 
 
 class ExitStatus:
@@ -106,7 +106,7 @@ def make_program(
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
-    _handle_hang_up(reactor, getattr(service, "reload", None))
+    _handle_hang_up(reactor, service.reload)
     reactor.callWhenRunning(_handle_ends, reactor, service.hurry)
     service.setServiceParent(logged)
     return logged
@@ -118,13 +118,9 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def _handle_hang_up(reactor: Any, reload: Callable[[], None] | None) -> None:
+def _handle_hang_up(reactor: Any, reload: Callable[[], None]) -> None:
     """HUP would end the process; twistd lets it."""
-
-    def ignore() -> None:
-        _log.warn("HUP is ignored: to have a changed configuration read, stop the program and start it again")
-
-    signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reload or ignore))
+    signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reload))
 
 
 def _handle_ends(reactor: Any, hurry: Callable[[], None]) -> None:

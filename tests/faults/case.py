@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from edxagent.amqp.topology import ensure_topology
 from edxagent.config.values import BrokerAddress
 from edxagent.privatenode import PrivateNode
-from tests.agentprocess import AgentTestCase, Sections
+from tests.agentprocess import AgentProcess, AgentTestCase, Sections
 from tests.cli_process import until
 from tests.faults.ledger import Count, Ledger
 from tests.faults.load import Collector, Producer
@@ -142,6 +142,21 @@ class FaultTestCase(AgentTestCase):
         if duplicates is not None:
             self.assertLessEqual(count.duplicated, duplicates)
         return count
+
+    async def taken(self) -> int:
+        """How many requests are unacked, with whoever took them."""
+        return await self.held_in(self.requests) - await self.ready_in(self.requests)
+
+    async def until_taken(self, most: int, agent: AgentProcess) -> None:
+        """Wait until no more requests than so many are with an agent that lives.
+
+        The queue's number of consumers doesn't tell: RabbitMQ counts those that were cancelled as long as something is
+        unacked that came through them.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while await self.taken() > most:
+            self.assertTrue(agent.alive, agent.log)
+            self.assertLess(time.monotonic(), deadline, agent.log)
 
     async def until_ended(self, patience: float = PATIENCE) -> None:
         """Wait until nothing is missing, or nothing has come for so long."""

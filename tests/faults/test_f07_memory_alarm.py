@@ -12,6 +12,7 @@ from tests.faults.proxy import FaultProxy
 
 HEARTBEAT = 2
 REQUESTS = 200
+CONCURRENCY = 4
 WATERMARK = "0.4"
 
 
@@ -32,18 +33,19 @@ class MemoryAlarmTests(FaultTestCase):
         await self.begin()
         proxy = FaultProxy.start(self)
         slow = {"kind": "sleep", "min": 0.05, "max": 0.1}
-        agent = await self.agent(broker={"urls": proxy.url, "heartbeat": HEARTBEAT}, grader=slow)
+        agent = await self.agent(
+            agent={"concurrency": CONCURRENCY}, broker={"urls": proxy.url, "heartbeat": HEARTBEAT}, grader=slow
+        )
         await self.producer.send_many(REQUESTS)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.watermark(WATERMARK)))
         await self.watermark("0.000001")
         await agent.says("no more requests are taken")
         self.assertIn("memory", agent.log)
-        while (await self.broker.declare_queue(self.requests, passive=True)).consumers:
-            self.assertTrue(agent.alive, agent.log)
-        graded = len(self.ledger.verdicts)
+        await self.until_taken(CONCURRENCY, agent)
+        graded, ready = len(self.ledger.verdicts), await self.ready_in(self.requests)
         self.assertLess(graded, REQUESTS, "the alarm came too late")
         await deferLater(reactor, seconds)  # type: ignore[arg-type]
-        self.assertEqual(len(self.ledger.verdicts), graded)
+        self.assertEqual((len(self.ledger.verdicts), await self.ready_in(self.requests)), (graded, ready))
         self.assertEqual(proxy.did["connections"], 2, agent.log)
         await self.watermark(WATERMARK)
         began = time.monotonic()

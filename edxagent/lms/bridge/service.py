@@ -62,6 +62,7 @@ class Bridge(Service):
             outstanding=self._outstanding,
             turns=self._polling.turns,
         )
+        self._resting = False
         self._turn = DeferredLock()
         self._changes = Tasks()
 
@@ -69,7 +70,8 @@ class Bridge(Service):
         """Begin to poll, as soon as the ledger has told what is out."""
         super().startService()
         self._polling.open()
-        self._polling.begin(self.sink)
+        if not self._resting:
+            self._polling.begin(self.sink)
 
     def stopService(self) -> Deferred[None]:
         """Fetch nothing more; fires when the broker has what was fetched, and every connection is closed."""
@@ -77,10 +79,10 @@ class Bridge(Service):
         self._polling.end()
         return Deferred.fromCoroutine(self._end())
 
-    async def rest(self) -> None:
-        """Fetch nothing more until the next start; verdicts can be posted still."""
-        self.running = 0
-        await self._polling.rest()
+    def rest(self) -> None:
+        """Fetch nothing more until another configuration comes; what was fetched can be answered still."""
+        self._resting = True
+        self._polling.end()
 
     def prepared(self, config: BridgeConfig, messages: Mapping[str, str]) -> Callable[[], None]:
         """See that it can go by another configuration of the same name; returns what has it do so.
@@ -92,6 +94,7 @@ class Bridge(Service):
         polling = self._make_polling(config, messages=messages)
 
         def change() -> None:
+            self._resting = False
             self._outstanding.answer_within = config.answer_within
             self.sink.use(root=polling.root, client=polling.client, turns=polling.turns)
             polling.open()
@@ -107,7 +110,7 @@ class Bridge(Service):
             before, self._polling = self._polling, polling
             try:
                 await before.rest()
-                if self.running:
+                if self.running and not self._resting:
                     polling.begin(self.sink)
                 await before.close()
             except CancelledError:

@@ -11,6 +11,7 @@ import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from ipaddress import IPv6Address, IPv6Network
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -18,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from edxagent.errors import ConfigError, EdxagentError
-from edxagent.lms.gateway.passwords import PasswordHash
+from edxagent.lms.gateway.passwords import LONGEST_PASSWORD, PasswordHash
 from edxagent.lms.gateway.threads import Threads
 
 MINUTE = 60.0
@@ -33,7 +34,6 @@ MOST_WAITING_OF_ONE = 8
 REMEMBERED = 600.0
 """Seconds for which a login that was right needs no other check."""
 
-LONGEST_PASSWORD = 1024
 BUSY_PAUSE = 1.0
 
 
@@ -122,6 +122,7 @@ class Accounts:
 
         :raises TooManyLogins: that address, or all of them together, try too often.
         """
+        address = household(address)
         expected = self._users.get(name)
         login = hmac.digest(self._secret, f"{name}\0{password}\0{expected}".encode(errors="replace"), hashlib.sha256)
         if self._right_until.get(login, 0.0) > self._clock.seconds():
@@ -173,6 +174,15 @@ class Accounts:
     def _end(self, key: tuple[str, bytes], result: bool | Failure) -> None:
         for waiter in self._checks.pop(key).waiters:
             waiter.callback(result)
+
+
+def household(address: str) -> str:
+    """Whose tries count together: whoever has an IPv6 address has at least a /64 of them (RFC 6177)."""
+    try:
+        parsed = IPv6Address(address)
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or IPv6Network((int(parsed), 64), strict=False))
 
 
 def read_users(users: Mapping[str, str]) -> dict[str, PasswordHash]:

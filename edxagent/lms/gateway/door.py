@@ -19,6 +19,8 @@ from twisted.web.http import HTTPChannel
 from twisted.web.server import Request, Site
 
 MOST_CONNECTIONS = 500
+"""With so many, who has asked for nothing for longest makes room: whoever just holds them mustn't keep an LMS out."""
+
 IDLE = 60.0
 """Seconds of silence, within a request or between two."""
 
@@ -48,14 +50,14 @@ class Door(HTTPChannel):
         self._deadline: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        """Let them in, unless there are too many."""
-        if len(self.factory.doors) >= MOST_CONNECTIONS:
+        """Let them in, unless there are too many who wait for an answer."""
+        if len(self.factory.doors) >= MOST_CONNECTIONS and not self.factory.make_room():
             self.refused = True
             self._transport.abortConnection()
             return
         self.factory.doors.add(self)
         super().connectionMade()
-        self._cut_after(NEXT_WITHIN)
+        self._await_request()
 
     def dataReceived(self, data: bytes) -> None:
         """Some of a request, or of several."""
@@ -87,12 +89,13 @@ class Door(HTTPChannel):
     def allContentReceived(self) -> None:
         """A request is here as a whole."""
         if not self.refused:
+            self.factory.silent.pop(self, None)
             self._cut_after(ANSWERED_WITHIN)
             super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
         """It is answered."""
-        self._cut_after(NEXT_WITHIN)
+        self._await_request()
         super().requestDone(request)
 
     def refuse(self, status: HTTPStatus, reason: str) -> None:
@@ -127,6 +130,10 @@ class Door(HTTPChannel):
         super().connectionLost(reason)
         self.factory.left(self)
 
+    def _await_request(self) -> None:
+        self.factory.silent[self] = None
+        self._cut_after(NEXT_WITHIN)
+
     def _cut_after(self, seconds: float | None) -> None:
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
@@ -141,6 +148,8 @@ class DoorSite(Site):
     """A web site behind such doors.
 
     :ivar doors: the connections that there are.
+    :ivar silent: those of them over which no whole request has come yet, or none since the last answer; who has waited
+        longest comes first.
     """
 
     _log = Logger()
@@ -151,6 +160,7 @@ class DoorSite(Site):
     def __init__(self, resource: Any, request_factory: Any, reactor: Any) -> None:
         super().__init__(resource, request_factory, timeout=IDLE, reactor=reactor)
         self.doors = set()
+        self.silent: dict[Door, None] = {}
         self._empty: Deferred[None] | None = None
 
     async def close(self, within: float) -> None:
@@ -165,9 +175,19 @@ class DoorSite(Site):
                 door.cut()
             await self._when_empty()
 
+    def make_room(self) -> bool:
+        """Cut the connection that can be spared most, if one can."""
+        door = next(iter(self.silent), None)
+        if door is None:
+            return False
+        del self.silent[door]
+        door.cut()
+        return True
+
     def left(self, door: Door) -> None:
         """A connection is over."""
         self.doors.discard(door)
+        self.silent.pop(door, None)
         if not self.doors and self._empty is not None:
             empty, self._empty = self._empty, None
             empty.callback(None)

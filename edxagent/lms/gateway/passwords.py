@@ -18,6 +18,9 @@ N, R, P = 1 << 14, 8, 1
 MOST_MEMORY = 256 * 1024 * 1024
 """Bytes that a check may take; a hash that asks for more isn't used."""
 
+LONGEST_PASSWORD = 1024
+"""Characters; of a longer one no more is hashed, and it is wrong."""
+
 SALT_BYTES = 16
 KEY_BYTES = 32
 

@@ -1,23 +1,25 @@
-"""An agent together with the file that configures it, which is read again when somebody says so."""
+"""A program together with the file that configures it, which is read again when somebody says so."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from edxagent.config.values import AgentConfig
 from edxagent.errors import ConfigError, EdxagentError
 from edxagent.tasks import Tasks
 
+Config = TypeVar("Config")
+Config_contra = TypeVar("Config_contra", contravariant=True)
 
-class Reconfigurable(Protocol):
-    """The part of an agent that is needed here."""
+
+class Reconfigurable(Protocol[Config_contra]):
+    """The part of a program that is needed here: the agent, or the LMS side."""
 
     def setServiceParent(self, parent: Any) -> None:
         """See :meth:`twisted.application.service.IService.setServiceParent`."""
@@ -25,11 +27,11 @@ class Reconfigurable(Protocol):
     def hurry(self) -> None:
         """Cut a stop short."""
 
-    def reconfigure(self, config: AgentConfig) -> Awaitable[None]:
+    def reconfigure(self, config: Config_contra) -> Awaitable[None]:
         """Go on with another configuration, or, with an error, with the one that there is."""
 
 
-class ConfiguredAgent(MultiService):
+class ConfiguredService(MultiService, Generic[Config]):
     """See the module.
 
     The file is read in a thread: it may name others, with passwords, and any of them may be on a slow disk.
@@ -37,7 +39,7 @@ class ConfiguredAgent(MultiService):
     :param read: reads the file; blocks; raises ``ConfigError``.
     :param reactor: provides ``IReactorThreads``.
     :param wall_clock: seconds since the epoch.
-    :ivar loaded: when the file was read that the agent goes by, in seconds since the epoch.
+    :ivar loaded: when the file was read that the program goes by, in seconds since the epoch.
     :ivar reload_error: why the file that was read last isn't that one; empty if it is.
     """
 
@@ -46,34 +48,34 @@ class ConfiguredAgent(MultiService):
     def __init__(
         self,
         *,
-        agent: Reconfigurable,
-        read: Callable[[], AgentConfig],
+        program: Reconfigurable[Config],
+        read: Callable[[], Config],
         reactor: Any,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self.loaded = wall_clock()
         self.reload_error = ""
-        self._agent = agent
+        self._program = program
         self._read = read
         self._reactor = reactor
         self._wall_clock = wall_clock
         self._tasks = Tasks()
         self._wanted = False
-        agent.setServiceParent(self)
+        program.setServiceParent(self)
 
     def reload(self) -> None:
-        """Read the file, and have the agent go by it. What is wrong with it is logged, and changes nothing."""
+        """Read the file, and have the program go by it. What is wrong with it is logged, and changes nothing."""
         self._wanted = True
         if not self._tasks:
             self._tasks.launch(self._reload(), "reading the configuration again")
 
     def hurry(self) -> None:
         """Cut a stop short, or the one that is about to begin."""
-        self._agent.hurry()
+        self._program.hurry()
 
     def stopService(self) -> Deferred[None]:
-        """Stop the agent; fires when it has stopped, and nothing is being read any more."""
+        """Stop the program; fires when it has stopped, and nothing is being read any more."""
         stopped: Deferred[Any] = super().stopService()
         return gatherResults([stopped, self._tasks.when_idle()]).addCallback(lambda _: None)
 
@@ -86,7 +88,7 @@ class ConfiguredAgent(MultiService):
                 read_at = self._wall_clock()
                 config = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._read)
                 if self.running:
-                    await self._agent.reconfigure(config)
+                    await self._program.reconfigure(config)
             except EdxagentError as error:
                 self.reload_error = str(error)
                 for problem in error.problems if isinstance(error, ConfigError) else [self.reload_error]:

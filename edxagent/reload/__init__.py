@@ -1,0 +1,1 @@
+"""Going by another configuration without a restart."""
