@@ -19,7 +19,7 @@ from edxagent.amqp.topology import ensure_topology
 from edxagent.model import dead_queue_of
 from edxagent.privatenode import PrivateNode
 from tests.cli_process import until
-from tests.faults.case import FULL, FaultTestCase
+from tests.faults.case import FULL, PATIENCE, FaultTestCase
 from tests.faults.load import Collector, Producer
 from tests.faults.nodes import own_node
 from tests.faults.processes import memory
@@ -161,7 +161,7 @@ class SoakTests(FaultTestCase):
         began = time.monotonic()
         for name in ("connections reset", "configuration changed", "grader unavailable"):
             await FAULTS[name](evolve(self.scene, victim=self.agents[0], chance=random.Random(self.seed)))
-            await self.recovered()
+            await self.recovered(name)
         await until(lambda: time.monotonic() - began > WARM_UP)
         return await self.vitals()
 
@@ -180,7 +180,7 @@ class SoakTests(FaultTestCase):
             scene = evolve(self.scene, chance=random.Random(f"{self.seed} {len(recoveries)}"))
             duplicates, sent, started = self.ledger.by_agents, self.load.next, time.monotonic() - began
             did = await FAULTS[name](scene)
-            recoveries.append(await self.recovered())
+            recoveries.append(await self.recovered(did))
             faults[name] += 1
             print(
                 f"{started:7.1f} s: {did}; recovered in {recoveries[-1]:.1f} s; "
@@ -191,11 +191,18 @@ class SoakTests(FaultTestCase):
             await scene.pause(*PAUSES)
         return {name: faults[name] for name in FAULTS if faults[name]}, recoveries, time.monotonic() - began
 
-    async def recovered(self) -> float:
+    async def recovered(self, did: str) -> float:
         """Wait until both agents have graded something from each queue that was sent from now on; how long it took."""
         began, mark = time.monotonic(), self.load.next
         places = [(agent.name, queue) for agent in self.agents for queue in agent.weights]
-        await until(lambda: all(self.ledger.latest.get(place, 0) >= mark for place in places))
+
+        def waiting() -> list[tuple[str, str]]:
+            return [place for place in places if self.ledger.latest.get(place, 0) < mark]
+
+        try:
+            await until(lambda: not waiting(), patience=PATIENCE)
+        except AssertionError:
+            raise AssertionError(f"{did}: no recovery of {waiting()} within {PATIENCE:g} s") from None
         return time.monotonic() - began
 
     async def quiet(self) -> None:
