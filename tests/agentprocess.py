@@ -21,9 +21,11 @@ PATIENCE = 60.0
 POLL = 0.05
 
 _COUNT = """\
-{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
-{{ok, Count, _}} = ra:consistent_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
-Count."""
+lists:sum([begin
+    {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, Name)),
+    {{ok, Count, _}} = ra:consistent_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
+    Count
+end || Name <- [{names}]])."""
 
 Sections = Mapping[str, object]
 
@@ -145,16 +147,21 @@ class AgentTestCase(LinkTestCase):
         """How many messages a queue has ready."""
         return (await self.broker.declare_queue(queue, passive=True)).messages
 
-    async def held_in(self, queue: str) -> int:
-        """How many messages are in a quorum queue, those that somebody took and hasn't settled among them."""
-        return int(await self.node.rabbitmqctl("eval", _COUNT.format(queue=queue)))
+    async def held_in(self, *queues: str) -> int:
+        """How many messages are in quorum queues, those that somebody took and hasn't settled among them.
 
-    async def until_settled(self, queue: str | None = None) -> None:
-        """Wait until a queue, :attr:`requests` by default, holds nothing any more, neither ready nor unsettled."""
+        Several are counted at one moment: a result goes to and fro between some.
+        """
+        names = ", ".join(f'<<"{queue}">>' for queue in queues)
+        return int(await self.node.rabbitmqctl("eval", _COUNT.format(names=names)))
+
+    async def until_settled(self, *queues: str) -> None:
+        """Wait until queues, :attr:`requests` by default, hold nothing any more, neither ready nor unsettled."""
+        queues = queues or (self.requests,)
         for _ in range(20):
-            if not await self.held_in(queue or self.requests):
+            if not await self.held_in(*queues):
                 return
-        raise AssertionError(f"{queue or self.requests} doesn't get empty")
+        raise AssertionError(f"{' or '.join(queues)} doesn't get empty")
 
     def assert_clean(self, agent: AgentProcess, secrets: Iterable[str] = ()) -> None:
         """Fail if an agent's log holds a traceback, or one of ``secrets``."""

@@ -37,13 +37,6 @@ T = TypeVar("T", bound=AgentProcess)
 SECRETS = ("lms_key", PASSWORD)
 """What no log may hold."""
 
-_COUNT = """\
-lists:sum([begin
-    {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, Name)),
-    {{ok, Count, _}} = ra:consistent_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
-    Count
-end || Name <- [{names}]])."""
-
 
 @frozen(kw_only=True)
 class Asked:
@@ -236,13 +229,8 @@ class CircleTestCase(LMSTestCase):
         """Wait until nothing is under way any more: no request, and no result, wherever it waits."""
         waiting = [retry_name(RESULTS_RETRY, delay) for delay in RETRY_DELAYS]
         deadline = time.monotonic() + PATIENCE
-        while held := await self.held_in_all(self.requests, self.results, *waiting):
+        while held := await self.held_in(self.requests, self.results, *waiting):
             self.assertLess(time.monotonic(), deadline, f"{held} requests and results are still under way")
-
-    async def held_in_all(self, *queues: str) -> int:
-        """How many messages some quorum queues hold, at one moment: a result goes to and fro between them."""
-        names = ", ".join(f'<<"{queue}">>' for queue in queues)
-        return int(await self.node.rabbitmqctl("eval", _COUNT.format(names=names)))
 
     def known_to_the_disk(self) -> bool:
         """Whether RabbitMQ may be killed without losing queues."""

@@ -133,8 +133,7 @@ class FaultTestCase(AgentTestCase):
         """
         await self.until_ended()
         if settled and not self.ledger.missing:
-            for queue in (self.requests, self.results, self.dead):
-                await self.until_settled(queue)
+            await self.until_settled(self.requests, self.results, self.dead)
         count = self.ledger.count(**expected)
         self._note(times, count, recovery)
         self.assertGreater(times, 0, "the fault never happened")

@@ -19,6 +19,8 @@ from tests.faults.table import write_into
 
 MINUTES = "30"
 WORTH_TELLING = 10.0
+LEFT = ROOT / "_trial_temp_soak"
+LOGS = f"what the agents said last is in {LEFT}/*.log"
 
 
 def main() -> int:
@@ -31,15 +33,15 @@ def main() -> int:
             "EDXAGENT_SOAK_MINUTES": minutes,
             "EDXAGENT_SOAK_REPORT": str(path),
         }
-        trial = [sys.executable, "-m", "twisted.trial", "--temp-directory", str(Path(name) / "trial")]
+        trial = [sys.executable, "-m", "twisted.trial", "--temp-directory", str(LEFT)]
         test = [*trial, "tests.faults.test_f17_soak"]
         failed = subprocess.run(test, cwd=ROOT, env={**os.environ, **settings}).returncode  # noqa: PLW1510
         if not path.exists():
-            print("there is no summary: the soak ended before its time", file=sys.stderr)
+            print(f"there is no summary: the soak ended before its time; {LOGS}", file=sys.stderr)
             return 1
         report = Report.load(path)
     text = f"{report}\n\n{machine(report.minutes)}"
-    print(f"\n{text}\n{'FAILED: see above' if failed else 'all went well'}", flush=True)
+    print(f"\n{text}\n{f'FAILED; {LOGS}' if failed else 'all went well'}", flush=True)
     if not failed and report.minutes >= WORTH_TELLING:
         write_into(DOCUMENT, text, BEGIN, END)
     return int(failed > 0)

@@ -219,6 +219,16 @@ async def delete_results(scene: Scene) -> str:
     return f"results queue deleted, made anew {seconds:.1f} s later"
 
 
+async def delete_requests(scene: Scene) -> str:
+    """A queue for requests is gone, with its consumers; it was empty. The agents make it anew themselves."""
+    queue = scene.chance.choice(list(scene.witness.weights))
+    await scene.quiet()
+    async with scene.channel() as channel:
+        await channel.delete_queue(queue)
+    scene.load.begin()
+    return "a queue for requests deleted"
+
+
 # The grader
 
 
@@ -251,6 +261,7 @@ FAULTS: Mapping[str, Fault] = {
     "broker short of memory": alarm,
     "results queue unbound": unbind_results,
     "results queue deleted": delete_results,
+    "requests queue deleted": delete_requests,
     "grader unavailable": grader_outage,
 }
 """In words, for the report → what happens."""

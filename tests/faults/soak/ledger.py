@@ -93,7 +93,7 @@ class LongLedger:
             self.strangers.append(f"a dead letter of {id}: {delivery.properties.headers.get('x-outcome')}")
         self._enter(self._dead, id, delivery)
 
-    def count(self, **expected: object) -> Count:
+    def count(self) -> Count:
         """Sum up. What was expected of each kind of submission, :data:`KINDS` tells."""
         return Count(
             sent=self._confirmed,
@@ -103,7 +103,7 @@ class LongLedger:
             recovered=sum(self._ended(*_parts(id)) for id in self._reoffered),
         )
 
-    def wrong(self, **expected: object) -> list[str]:
+    def wrong(self) -> list[str]:
         """Some of what is unexpected."""
         return self.strangers[:20]
 

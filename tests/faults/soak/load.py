@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.task import deferLater
 
 from edxagent.tasks import Tasks
@@ -68,7 +68,10 @@ class Load:
         sending = (
             producer.send(id, KINDS[kind].body) for producer, id, kind in zip(producers, ids, kinds, strict=True)
         )
-        await gatherResults([Deferred.fromCoroutine(each) for each in sending])
+        try:
+            await gatherResults([Deferred.fromCoroutine(each) for each in sending], consumeErrors=True)
+        except FirstError as first:
+            first.subFailure.raiseException()  # such as its being cancelled, which is no failure
         return ids
 
     async def _run(self) -> None:

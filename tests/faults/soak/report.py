@@ -22,7 +22,7 @@ class Report:
     :ivar duplicated: of :attr:`count`'s, those that agents made; ``allowed``, how many there might have been.
     :ivar recovery: seconds, the worst.
     :ivar witnessed: what the agent graded that nobody ended; ``connections``, how many it had.
-    :ivar growth: its memory's, in MB for each 100,000 submissions; ``None`` where there were too few to tell.
+    :ivar growth: its memory's, in MB for each 100,000 submissions; ``None`` = a soak too short to tell.
     :ivar before: its vitals when it first had nothing to do; ``after``, when it last had.
     """
 
