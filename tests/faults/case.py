@@ -143,16 +143,20 @@ class FaultTestCase(AgentTestCase):
             self.assertLessEqual(count.duplicated, duplicates)
         return count
 
+    async def consumers(self) -> int:
+        """How many consumers the requests have, without those that were cancelled.
+
+        The answer to a passive declaration counts these too, as long as something is unacked that came through them.
+        """
+        listed = await self.node.rabbitmqctl("list_consumers", "queue_name")
+        return listed.split("\n").count(self.requests)
+
     async def taken(self) -> int:
         """How many requests are unacked, with whoever took them."""
         return await self.held_in(self.requests) - await self.ready_in(self.requests)
 
     async def until_taken(self, most: int, agent: AgentProcess) -> None:
-        """Wait until no more requests than so many are with an agent that lives.
-
-        The queue's number of consumers doesn't tell: RabbitMQ counts those that were cancelled as long as something is
-        unacked that came through them.
-        """
+        """Wait until no more requests than so many are with an agent that lives."""
         deadline = time.monotonic() + PATIENCE
         while await self.taken() > most:
             self.assertTrue(agent.alive, agent.log)
