@@ -33,6 +33,8 @@ SECRETS = (
     "${SECRET}",
     "${URL}",
     "${KEY}",
+    "${BELL}",
+    "${LONG}",
 )
 NONSENSE = ("", "0", "-1", "yes", "1e999", "9" * 400, "\n  x", "${NOPE}", "${", "x" * 9000)
 SETTING = re.compile(r"#?(?!kind )\S+ =")
@@ -103,6 +105,8 @@ class SpoiltFilesTests(SynchronousTestCase):
             "SECRET": "hunter2-hunter2-hunter2",
             "URL": "amqp://u:hunter2@h/",
             "KEY": "hunter2=hunter2",
+            "BELL": "hunter2\a",
+            "LONG": "hunter2" * 3000,
             "EDXAGENT_LMS_PASSWORD_HASH": HASH,
         }
 
