@@ -93,7 +93,7 @@ class TableTests(SynchronousTestCase):
 class BoundTests(SynchronousTestCase):
     """One request, attempt after attempt, by the messages that a broker carries in between."""
 
-    @settings(max_examples=150)
+    @settings(max_examples=100)
     @given(RETRY, st.sets(st.sampled_from(Outcome), min_size=1, max_size=3).map(sorted), st.data())
     def test_every_request_ends(self, retry: RetryConfig, choice: list[Outcome], data: st.DataObject) -> None:
         """Whatever outcomes graders choose, they can do so only so often as ``[retry]`` has it, and then it is over."""
@@ -181,7 +181,7 @@ class OrderTests(SynchronousTestCase):
         """The double is what the agent will meet."""
         verifyObject(IPublisher, HeldPublisher())
 
-    @settings(max_examples=200)
+    @settings(max_examples=120)
     @given(
         st.sampled_from(sorted(ANSWERS)),
         st.booleans(),
