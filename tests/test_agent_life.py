@@ -113,17 +113,21 @@ class Bench:
             config=config.breaker, valve=self.valve, clock=self.clock, wall_clock=self.wall_clock
         )
         self.quarantine: Any = KnownSuspects()
+        self.use(ResultPublisher(self.publisher, "grading.results", self.clock, self.valve), config)
+        self.logged: list[LogEvent] = []
+
+    def use(self, results: ResultPublisher, config: AgentConfig) -> None:
+        """Make a life that publishes so."""
         self.life = SubmissionLife(
             config=config,
             grader=self.grader,
             slots=self.slots,
-            results=ResultPublisher(self.publisher, "grading.results", self.clock, self.valve),
+            results=results,
             clock=self.clock,
             wall_clock=self.wall_clock,
             breaker=self.breaker,
             quarantine=self.quarantine,
         )
-        self.logged: list[LogEvent] = []
 
     def wall_clock(self) -> float:
         """Seconds since the epoch."""

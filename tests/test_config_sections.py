@@ -139,7 +139,9 @@ class SecretTests(SectionCase):
 
     def test_missing_file(self) -> None:
         """A file that isn't there, or isn't named, is a problem of the key that names it."""
-        self.refused("password_file = /nope", saying="[s] password_file: /nope there is no such file")
+        self.refused("password_file = /nope", saying="[s] password_file: there is no such file")
+        for mistaken in ("hunter2", "hunter2=", "amqp://u:hunter2@h/", "hunter2" * 100, "/dev/null/hunter2"):
+            self.refused(f"password_file = {mistaken}", saying="[s] password_file: ")  # refused() looks for hunter2
         self.refused("password_file =", saying="[s] password_file: expected the path of a file")
         self.refused("password_file = /dev/zero", saying="isn't a regular file")
         self.refused("password_file = ${NOPE}", saying="NOPE isn't set")

@@ -166,7 +166,9 @@ class Section:
         try:
             secret = read_small_file(path, LARGEST_SECRET)
         except ValueError as error:
-            raise ValueError(f"{shown(path)} {error}") from None
+            # What isn't there may be no path at all, but the secret itself in the wrong place.
+            named = f"{shown(path)} " if os.path.lexists(path) else ""
+            raise ValueError(f"{named}{error}") from None
         secret = secret.removesuffix("\n").removesuffix("\r")
         if not secret:
             raise ValueError(f"{shown(path)} is empty")
