@@ -54,6 +54,10 @@ def _ignored(refused: BrokerRefused) -> None:
     """Nobody is told."""
 
 
+def _nothing() -> None:
+    """Nobody is told."""
+
+
 class PartsTests(SynchronousTestCase):
     """The parts."""
 
@@ -64,7 +68,9 @@ class PartsTests(SynchronousTestCase):
     def parts(self, own: Mapping[str, IResultSink] | None = None, /, **parts: Any) -> Parts:
         """The parts of such a configuration, with sinks of one's ``own`` if there are any."""
         config = self.config(**parts)
-        return PartsMaker(config, Clock(), on_refused=_ignored, wall_clock=lambda: 0.0, sinks=own).make()
+        return PartsMaker(
+            config, Clock(), on_refused=_ignored, on_stuck=_nothing, wall_clock=lambda: 0.0, sinks=own
+        ).make()
 
     def refused(self, **parts: Any) -> str:
         """What is said of a configuration whose parts can't be made: one line."""
@@ -86,7 +92,7 @@ class PartsTests(SynchronousTestCase):
         parts = self.parts(gateway=GATEWAY)
         self.assertIsNotNone(parts.gateway)
         self.assertIsNotNone(parts.pull)
-        self.assertEqual((parts.ledger, parts.updater, parts.bridges, parts.sinks), (None, None, (), ()))
+        self.assertEqual((parts.ledger, parts.updater, parts.bridges, parts.sinks), (None, None, {}, {}))
 
     def test_everything(self) -> None:
         """Everything that is configured is there."""
@@ -107,7 +113,8 @@ class PartsTests(SynchronousTestCase):
         own = OwnSink()
         configured = (SinkConfig(name="lms", kind="nonsense"),)
         parts = self.parts({"own": own}, updater=UpdaterConfig(), sinks=configured)
-        self.assertEqual(parts.sinks, (own,))
+        self.assertEqual(parts.sinks, {"own": own})
+        self.assertEqual(list(parts.sink_services.values()), [own])
 
     def test_bad_sink(self) -> None:
         """A sink whose options don't fit each other is named."""
