@@ -146,14 +146,14 @@ class SpoiltFilesTests(SynchronousTestCase):
         """As the LMS side does."""
         return read_lms_config(path, environment=self.environment, find_sink=find_sink_factory)
 
-    @settings(max_examples=200)
+    @settings(max_examples=400)
     @given(st.randoms(use_true_random=False), st.booleans())
     def test_agent(self, random: Random, whole: bool) -> None:
         """The agent's."""
         ini = (ETC / "agent.ini").read_text(encoding="utf-8")
         self.check(self.read_agent, spoilt(random, in_force(ini) if whole else ini))
 
-    @settings(max_examples=200)
+    @settings(max_examples=400)
     @given(st.randoms(use_true_random=False), st.booleans())
     def test_lms(self, random: Random, whole: bool) -> None:
         """The LMS side's."""
