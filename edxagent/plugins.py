@@ -49,7 +49,7 @@ class Kinds:
             return self._verified(matching[0], f"the plugin {brief(kind)}")
         known = sorted({*self.built_in, *(str(getattr(plugin, "kind", "?")) for plugin in plugins)})
         broken = "".join(f"; {name} could not be imported: {why}" for name, why in _broken_plugins())
-        raise ValueError(f"unknown kind {brief(kind)}{did_you_mean(kind, known)}; known are {', '.join(known)}{broken}")
+        raise ValueError(f"unknown kind {brief(kind)}; known are {', '.join(known)}{did_you_mean(kind, known)}{broken}")
 
     def _named(self, name: str) -> Any:
         module, separator, attribute = name.partition(":") if ":" in name else name.rpartition(".")
